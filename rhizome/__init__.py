@@ -1,0 +1,1 @@
+"""Rhizome: LLM and VLM serving as independent services over NATS."""

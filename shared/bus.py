@@ -1,0 +1,277 @@
+"""Bytes between services: one Protocol, two implementations.
+
+`NatsBus` is the real one. `LocalBus` keeps everything inside one event loop, for tests and in-process stacks;
+the behaviour suite in tests/contract runs on both. Handlers of one subscription run one after the other, in
+order of arrival; a handler that must wait spawns a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.micro import add_service
+from nats.micro.service import ServiceConfig
+
+from shared import __version__
+from shared.errors import ConfigError, Unavailable
+
+Handler = Callable[[bytes, str], Awaitable[None]]
+"""Called with (payload, reply subject or "")."""
+
+PENDING_BYTES = 64 * 1024 * 1024
+DISCONNECTED_WAIT_S = 0.25
+
+
+class Bus(Protocol):
+    """Publish, request-reply, subscribe."""
+
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        """Send and forget. Bytes may be lost while the connection is down."""
+
+    async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+        """Send and wait for one answer.
+
+        Raises:
+            Unavailable: nobody listens on the subject, or no answer within `timeout_s`.
+        """
+
+    async def gather(self, subject: str, data: bytes, *, most: int, timeout_s: float) -> list[bytes]:
+        """Send and collect up to `most` answers of several listeners within `timeout_s`."""
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], Awaitable[None]]:
+        """Call `handler` for each message; returns a coroutine function that ends the subscription."""
+
+    async def flush(self) -> None:
+        """Return when the server has seen everything sent so far, subscriptions included."""
+
+    async def announce(self, service: str, instance: str, endpoints: dict[str, str]) -> None:
+        """Answer `$SRV.PING/INFO/STATS` for this instance (NATS micro-service protocol)."""
+
+    async def close(self) -> None:
+        """Deliver what is pending, then disconnect."""
+
+
+class NatsBus:
+    """A connection to a NATS server, reconnecting for ever."""
+
+    def __init__(self, client: Client) -> None:
+        self._nc = client
+        self._micro: list[Any] = []
+
+    @classmethod
+    async def connect(
+        cls, url: str, name: str, on_event: Callable[[str], None] = lambda _: None, *, patience_s: float = 30.0
+    ) -> NatsBus:
+        """Connect, waiting up to `patience_s` for a server that is still starting.
+
+        Raises:
+            ConfigError: no server answered at `url`.
+        """
+
+        async def disconnected() -> None:
+            on_event("bus disconnected")
+
+        async def reconnected() -> None:
+            on_event("bus reconnected")
+
+        async def error(fault: Exception) -> None:
+            on_event(f"bus error: {fault!r}")
+
+        deadline = asyncio.get_running_loop().time() + patience_s
+        while True:
+            try:
+                client = await nats.connect(
+                    url, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, connect_timeout=2,
+                    disconnected_cb=disconnected, reconnected_cb=reconnected, error_cb=error,
+                    allow_reconnect=True, pending_size=PENDING_BYTES, max_outstanding_pings=5,
+                )  # fmt: skip
+                return cls(client)
+            except (TimeoutError, OSError, nats.errors.Error) as fault:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise ConfigError(f"no NATS server at {url} ({fault}): start one or change --nats-url") from fault
+                await asyncio.sleep(DISCONNECTED_WAIT_S)
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Largest message the server takes."""
+        return int(self._nc.max_payload)
+
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        try:
+            await self._nc.publish(subject, data, reply=reply)
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as fault:
+            raise Unavailable(f"message bus: {fault}") from fault
+
+    async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+        try:
+            return (await self._nc.request(subject, data, timeout=timeout_s)).data
+        except nats.errors.NoRespondersError as fault:
+            raise Unavailable(f"no service listens on {subject}") from fault
+        except (TimeoutError, nats.errors.TimeoutError) as fault:
+            raise Unavailable(f"no answer on {subject} within {timeout_s:g} s") from fault
+        except nats.errors.Error as fault:
+            raise Unavailable(f"message bus: {fault}") from fault
+
+    async def gather(self, subject: str, data: bytes, *, most: int, timeout_s: float) -> list[bytes]:
+        inbox, answers, done = self._nc.new_inbox(), [], asyncio.Event()
+
+        async def collect(payload: bytes, _: str) -> None:
+            answers.append(payload)
+            if len(answers) >= most:
+                done.set()
+
+        stop = await self.subscribe(inbox, collect)
+        try:
+            await self.publish(subject, data, reply=inbox)
+            await asyncio.wait_for(done.wait(), timeout_s)
+        except TimeoutError:
+            pass
+        finally:
+            await stop()
+        return answers
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], Awaitable[None]]:
+        async def on_message(msg: Msg) -> None:
+            await handler(msg.data, msg.reply)
+
+        sub = await self._nc.subscribe(subject, queue=queue, cb=on_message, pending_bytes_limit=PENDING_BYTES * 4)
+        return sub.unsubscribe
+
+    async def flush(self) -> None:
+        await self._nc.flush()
+
+    async def announce(self, service: str, instance: str, endpoints: dict[str, str]) -> None:
+        config = ServiceConfig(
+            name=f"rhizome-{service}", version=__version__, metadata={"instance": instance, **endpoints}
+        )
+        self._micro.append(await add_service(self._nc, config))
+
+    async def close(self) -> None:
+        for service in self._micro:
+            await service.stop()
+        if self._nc.is_connected:
+            await self._nc.drain()
+        await self._nc.close()
+
+
+class LocalBus:
+    """The same behaviour inside one event loop, without a server."""
+
+    def __init__(self) -> None:
+        self._subs: list[_LocalSub] = []
+        self._inbox = itertools.count()
+        self.announced: list[tuple[str, str]] = []
+
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        self._deliver(subject, data, reply)
+
+    def _deliver(self, subject: str, data: bytes, reply: str) -> int:
+        groups: dict[str, list[_LocalSub]] = {}
+        takers = []
+        for sub in self._subs:
+            if sub.matches(subject):
+                if sub.queue:
+                    groups.setdefault(sub.queue, []).append(sub)
+                else:
+                    takers.append(sub)
+        takers += [min(members, key=lambda s: s.taken) for members in groups.values()]
+        for sub in takers:
+            sub.put(data, reply)
+        return len(takers)
+
+    async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+        answers = await self._ask(subject, data, 1, timeout_s)
+        if not answers:
+            raise Unavailable(f"no answer on {subject} within {timeout_s:g} s")
+        return answers[0]
+
+    async def gather(self, subject: str, data: bytes, *, most: int, timeout_s: float) -> list[bytes]:
+        try:
+            return await self._ask(subject, data, most, timeout_s)
+        except Unavailable:
+            return []
+
+    async def _ask(self, subject: str, data: bytes, most: int, timeout_s: float) -> list[bytes]:
+        inbox, answers, done = f"_INBOX.{next(self._inbox)}", [], asyncio.Event()
+
+        async def collect(payload: bytes, _: str) -> None:
+            answers.append(payload)
+            if len(answers) >= most:
+                done.set()
+
+        stop = await self.subscribe(inbox, collect)
+        try:
+            if not self._deliver(subject, data, inbox):
+                raise Unavailable(f"no service listens on {subject}")
+            await asyncio.wait_for(done.wait(), timeout_s)
+        except TimeoutError:
+            pass
+        finally:
+            await stop()
+        return answers
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], Awaitable[None]]:
+        sub = _LocalSub(subject.split("."), handler, queue)
+        self._subs.append(sub)
+
+        async def stop() -> None:
+            if sub in self._subs:
+                self._subs.remove(sub)
+            sub.close()
+
+        return stop
+
+    async def flush(self) -> None:
+        await asyncio.sleep(0)
+
+    async def announce(self, service: str, instance: str, endpoints: dict[str, str]) -> None:
+        self.announced.append((service, instance))
+
+    async def close(self) -> None:
+        for sub in self._subs:
+            sub.close()
+        self._subs.clear()
+
+
+class _LocalSub:
+    """One subscription: a queue and the task that empties it in order."""
+
+    def __init__(self, pattern: list[str], handler: Handler, queue: str) -> None:
+        self._pattern, self._handler, self.queue = pattern, handler, queue
+        self._pending: deque[tuple[bytes, str]] = deque()
+        self._wake = asyncio.Event()
+        self.taken = 0
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def matches(self, subject: str) -> bool:
+        parts = subject.split(".")
+        for i, want in enumerate(self._pattern):
+            if want == ">":
+                return len(parts) > i
+            if i >= len(parts) or want not in ("*", parts[i]):
+                return False
+        return len(parts) == len(self._pattern)
+
+    def put(self, data: bytes, reply: str) -> None:
+        self.taken += 1
+        self._pending.append((data, reply))
+        self._wake.set()
+
+    def close(self) -> None:
+        if self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending:
+                await self._handler(*self._pending.popleft())

@@ -1,0 +1,37 @@
+"""Fixtures shared by all tests: a real NATS server on a free port, and buses on it or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from rhizome.nats_server import EmbeddedNats
+from shared.bus import Bus, LocalBus, NatsBus
+
+
+@pytest.fixture(scope="session")
+def nats_url() -> Iterator[str]:
+    """URL of a NATS server that lives as long as the test session."""
+    with EmbeddedNats() as server:
+        yield server.url
+
+
+@pytest.fixture
+async def nats_bus(nats_url: str) -> AsyncIterator[NatsBus]:
+    bus = await NatsBus.connect(nats_url, "test")
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture(params=["local", "nats"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    """The same test on the in-memory bus and on a real server."""
+    if request.param == "local":
+        local = LocalBus()
+        yield local
+        await local.close()
+    else:
+        real = await NatsBus.connect(request.getfixturevalue("nats_url"), "test")
+        yield real
+        await real.close()
