@@ -54,6 +54,7 @@ class Actor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._endpoints: dict[str, str] = {}
         self._unsubscribe: list[Callable[[], Awaitable[None]]] = []
+        self._leave: list[Callable[[], Awaitable[None]]] = []
         self._errors = Counter(
             "handler_errors", "Messages whose handler failed", ["subject", "code"], registry=self.registry
         )
@@ -69,7 +70,7 @@ class Actor:
             except Exception as fault:  # the wrapper that keeps a service alive
                 self._failed(subject, fault)
 
-        self._unsubscribe.append(await self.bus.subscribe(subject, entry, queue))
+        (self._leave if queue else self._unsubscribe).append(await self.bus.subscribe(subject, entry, queue))
 
     async def serve(self, subject: str, cls: type[M], handler: Callable[[M], Awaitable[A]], queue: str = "") -> None:
         """Answer each request on `subject` with the message that `handler` returns or with an `ErrorReply`.
@@ -89,7 +90,7 @@ class Actor:
                 await self.bus.publish(reply, out)
 
         self._endpoints[subject.removeprefix(self.subjects.root + ".")] = subject
-        self._unsubscribe.append(await self.bus.subscribe(subject, entry, queue))
+        (self._leave if queue else self._unsubscribe).append(await self.bus.subscribe(subject, entry, queue))
 
     async def send(self, subject: str, msg: Any) -> None:
         """Publish a message."""
@@ -149,8 +150,14 @@ class Actor:
                 self.log.warning("drain timed out", timeout_s=self._config.drain_timeout_s)
         await self.stop("drained")
 
+    async def leave_queues(self) -> None:
+        """Take no new work: end the subscriptions that share it with other instances. First step of a drain."""
+        while self._leave:
+            await self._leave.pop()()
+
     async def stop(self, reason: str) -> None:
         """End subscriptions and tasks, say goodbye, disconnect."""
+        await self.leave_queues()
         for unsubscribe in self._unsubscribe:
             await unsubscribe()
         await self.send(

@@ -22,6 +22,7 @@ from nats.micro.service import ServiceConfig
 
 from shared import __version__
 from shared.errors import ConfigError, Unavailable
+from shared.wire import MAX_PAYLOAD_BYTES
 
 Handler = Callable[[bytes, str], Awaitable[None]]
 """Called with (payload, reply subject or "")."""
@@ -32,6 +33,10 @@ DISCONNECTED_WAIT_S = 0.25
 
 class Bus(Protocol):
     """Publish, request-reply, subscribe."""
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Largest message that may be published."""
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         """Send and forget. Bytes may be lost while the connection is down."""
@@ -101,7 +106,6 @@ class NatsBus:
 
     @property
     def max_payload_bytes(self) -> int:
-        """Largest message the server takes."""
         return int(self._nc.max_payload)
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
@@ -169,6 +173,7 @@ class LocalBus:
         self._subs: list[_LocalSub] = []
         self._inbox = itertools.count()
         self.announced: list[tuple[str, str]] = []
+        self.max_payload_bytes = MAX_PAYLOAD_BYTES
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         self._deliver(subject, data, reply)

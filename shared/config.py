@@ -42,10 +42,9 @@ class CommonConfig:
 def parse_config(cls: type[T], prog: str, description: str, argv: Sequence[str] | None = None) -> T:
     """Command line and environment to a configuration; prints the reason and exits with 2 if they are wrong."""
     parser = _Parser(prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
-    add_flags(parser, cls)
-    args = parser.parse_args(argv)
     try:
-        return from_namespace(cls, args)
+        add_flags(parser, cls)
+        return from_namespace(cls, parser.parse_args(argv))
     except ConfigError as fault:
         parser.error(fault.message)
 
@@ -75,18 +74,21 @@ def from_namespace(cls: type[T], args: argparse.Namespace) -> T:
 
 
 def to_argv(config: Any) -> list[str]:
-    """Configuration to flags, leaving out what equals its default: how the launcher starts a service."""
+    """Configuration to flags, leaving out what equals its default: how the launcher starts a service.
+
+    A default is spelled out where the environment, which the service inherits, says otherwise.
+    """
     argv: list[str] = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             argv += to_argv(value)
-        elif value != f.default:
+        elif value != f.default or (value is not None and env_name(f.name) in os.environ):
             flag = flag_name(f.name)
             if isinstance(value, bool):
                 argv.append(flag if value else "--no-" + flag[2:])
             elif isinstance(value, tuple):
-                argv += [part for item in value for part in (flag, str(item))]
+                argv += [f"{flag}={item}" for item in value]
             else:
                 argv.append(f"{flag}={value}")
     return argv
@@ -117,7 +119,7 @@ def _add_flag(group: Any, f: dataclasses.Field[Any], tp: Any) -> None:
     if tp is bool:
         if env is not None:
             default = _parse_bool(f.name, env)
-        if f.default is True:
+        if f.default is True or env is not None:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction, default=default, help=help_)
         else:
             group.add_argument(*flags, action="store_true", default=default, help=help_)
@@ -135,6 +137,8 @@ def _add_flag(group: Any, f: dataclasses.Field[Any], tp: Any) -> None:
             value = kwargs["type"](env)
         except ValueError as fault:
             raise ConfigError(f"{env_name(f.name)}={env!r}: {fault}") from fault
+        if value not in kwargs.get("choices", (value,)):
+            raise ConfigError(f"{env_name(f.name)}={env!r}: choose from {', '.join(map(str, kwargs['choices']))}")
         default, required = ((value,) if many else value), False
     if many:
         kwargs["action"] = _Extend

@@ -76,17 +76,20 @@ def load_model_config(model_path: str | Path, context_length: int | None = None)
         return _build(raw, generation, context_length)
     except KeyError as fault:
         raise ConfigError(f"{folder}/config.json has no {fault.args[0]!r}: not a decoder-only checkpoint?") from fault
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as fault:
+        raise ConfigError(f"{folder}/config.json or generation_config.json has a wrong value: {fault}") from fault
 
 
 def _build(raw: dict[str, Any], generation: dict[str, Any], context_length: int | None) -> ModelConfig:
     num_q_heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
     longest = int(raw.get("max_position_embeddings", 2048))
-    if context_length is not None and context_length > longest:
-        raise ConfigError(f"--context-length {context_length} is over the model's {longest}")
+    if context_length is not None and not 0 < context_length <= longest:
+        raise ConfigError(f"--context-length {context_length} must be in 1..{longest}, what the model was trained for")
     model_type = raw["model_type"]
     qwen2 = model_type == "qwen2"
     use_window = bool(raw.get("use_sliding_window", not model_type.startswith("qwen")))
-    eos = generation.get("eos_token_id", raw.get("eos_token_id"))
+    eos = generation.get("eos_token_id")
+    eos = raw.get("eos_token_id") if eos is None else eos
     return ModelConfig(
         architecture=(raw.get("architectures") or ["?"])[0],
         model_type=model_type,

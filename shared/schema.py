@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable
@@ -151,6 +152,7 @@ def _dataclass_converter(cls: type, extra: str) -> Converter:
             if conv is not None:
                 kwargs[key] = conv(item, where)
             elif key not in arrays and extra == "forbid":
+                where = _clip(where, 120)
                 raise InvalidRequest(f"unknown field {where!r}: remove it or check its spelling", param=where)
         for key in required:
             if key not in kwargs:
@@ -183,11 +185,19 @@ def _converter(tp: Any, extra: str) -> Converter:
     raise TypeError(f"no JSON conversion for {tp!r}")
 
 
+_SHOWN = reprlib.Repr()  # bounded in depth and length: the value may be megabytes or nested a thousand times
+_SHOWN.maxlevel, _SHOWN.maxstring = 3, 60
+
+
 def _mismatch(path: str, wanted: str, value: Any) -> InvalidRequest:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    where = path or "the body"
-    return InvalidRequest(f"{where} must be {wanted}, got {shown}", param=path or None)
+    huge = type(value) is int and value.bit_length() > 64
+    shown = f"one of {value.bit_length()} bits" if huge else _SHOWN.repr(value)
+    path = _clip(path, 120)
+    return InvalidRequest(f"{path or 'the body'} must be {wanted}, got {_clip(shown, 60)}", param=path or None)
+
+
+def _clip(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _to_str(value: Any, path: str) -> str:
@@ -231,8 +241,10 @@ _SCALARS: dict[Any, Converter] = {
 
 
 def _literal(allowed: tuple[Any, ...]) -> Converter:
+    kinds = {type(a) for a in allowed}
+
     def convert(value: Any, path: str) -> Any:
-        if isinstance(value, (str, int, bool)) and value in allowed:
+        if type(value) in kinds and value in allowed:
             return value
         raise _mismatch(path, "one of " + ", ".join(repr(a) for a in allowed), value)
 

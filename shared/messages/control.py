@@ -82,7 +82,7 @@ class EngineInfo:
     """Resident set of the process (CPU) or memory allocated on the device."""
 
 
-@message()
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """One engine as the scheduler sees it. Pages: free + cached + protected + private = total."""
 

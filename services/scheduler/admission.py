@@ -1,0 +1,124 @@
+"""From waiting to running: who is admitted into this step.
+
+A request is admitted when a row is free, its uncached prompt pages can be had now, and the tokens that all running
+requests are expected to generate still fit beside it. The expectation is a ratio of what they may generate; it
+falls slowly while all goes well and jumps up when a request had to be retracted.
+Source: SGLang's prefill adder and new-token ratio.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from services.scheduler.plan_draft import PlanDraft
+from services.scheduler.request import Req
+from services.scheduler.rows import RowTable
+
+if TYPE_CHECKING:
+    from services.scheduler.engine import Engine
+
+I32 = npt.NDArray[np.int32]
+CLIP_NEW_TOKENS = 4096
+"""Expected output of a request is taken as at most this many tokens."""
+DEDUPE_MIN_TOKENS = 32
+"""A request waits for another's prefill if that saves at least this many tokens."""
+MAX_POSTPONED = 64
+"""Requests that may be passed over in one step because another computes their prefix."""
+
+
+class AdmissionBudget:
+    """Expected share of max_new_tokens that running requests will still generate."""
+
+    def __init__(self, conservativeness: float) -> None:
+        self._init = min(0.7 * conservativeness, 1.0)
+        self._floor = min(0.14 * self._init / 0.7, 1.0)
+        self._decay = (self._init - self._floor) / 600
+        self.ratio = self._init
+
+    def decay(self) -> None:
+        """One step without retraction."""
+        self.ratio = max(self.ratio - self._decay, self._floor)
+
+    def after_retraction(self, rows: RowTable) -> None:
+        """Expect what the running requests have shown, with a margin."""
+        live = ~rows.done
+        generated, allowed = float(rows.out_known[live].sum()), float(rows.max_new[live].sum())
+        self.ratio = min(max(self.ratio, (generated + 20.0 * live.sum()) / max(allowed, 1.0)), 1.0)
+
+    def expected_tokens(self, rows: RowTable) -> float:
+        """Tokens that the running rows are expected to add."""
+        live = ~rows.done
+        left = np.minimum(rows.max_new[live] - rows.out_sent[live], CLIP_NEW_TOKENS)
+        return float(left.sum()) * self.ratio
+
+    def expected_of(self, req: Req) -> float:
+        return min(req.max_new_tokens - req.num_generated, CLIP_NEW_TOKENS) * self.ratio
+
+
+def admit(engine: Engine, draft: PlanDraft, room: int, now_s: float) -> None:
+    """[walk 4] Admit waiting requests into the plan while rows, pages and the step's token budget last."""
+    rows, pool = engine.pool.rows, engine.pool
+    engine.budget.decay()
+    expected = engine.budget.expected_tokens(rows)
+    with engine.stages.measure("order"):
+        order = engine.queue.ordered(now_s, pool.match_len)
+    postponed = 0
+    for req in order:
+        if room <= 0 or rows.free_rows == 0 or postponed > MAX_POSTPONED:
+            return
+        if _prefix_is_under_way(engine, draft, req):
+            postponed += 1
+            continue
+        cached = pool.lock_prefix(req)
+        pages = pool.pages_for(len(req.ids)) - len(cached)
+        free_tokens = (pool.available_pages - pages) * pool.page_size - expected - engine.budget.expected_of(req)
+        alone = rows.used_rows == 0
+        if pages > pool.available_pages or (free_tokens < 0 and not alone):
+            pool.unlock(req)
+            return
+        engine.queue.remove(req)
+        room -= _start(engine, draft, req, cached, pages, room)
+        expected += engine.budget.expected_of(req)
+
+
+def _start(engine: Engine, draft: PlanDraft, req: Req, cached: I32, count: int, room: int) -> int:
+    """Give the request a row and pages and put its first chunk into the plan; returns the chunk's tokens."""
+    pool, rows = engine.pool, engine.pool.rows
+    fresh = pool.alloc(count)
+    row = rows.take(req, engine.outbox.owner(req.tokenizer_id))
+    rows.append_pages(row, cached, private=False)
+    rows.append_pages(row, fresh, private=True)
+    pages = rows.page_table[row, : rows.num_pages[row]].copy()
+    draft.new_rows.append(req.row_init(row))
+    draft.add_pages(np.full(len(pages), row, np.int32), pages)
+    prefix_len = len(cached) * pool.page_size
+    rows.disp_len[row] = prefix_len
+    req.admitted = engine.admitted(req)
+    if req.cached_tokens < 0:
+        req.cached_tokens = prefix_len
+        rows.cached_report[row] = prefix_len
+        engine.totals.admitted(req.prompt_len, prefix_len)
+    taken = engine.extend(draft, req, room)
+    if not rows.decoding[row]:
+        engine.prefilling.append(req)
+    return taken
+
+
+def _prefix_is_under_way(engine: Engine, draft: PlanDraft, req: Req) -> bool:
+    """True if a prompt being computed right now will soon be cached and saves this request enough tokens."""
+    if engine.config.disable_radix_cache or not (draft.extends or engine.prefilling):
+        return False
+    rows, have = engine.pool.rows, engine.pool.match_len(req)
+    for other in {e.req for e in draft.extends}.union(engine.prefilling):
+        theirs = rows.tokens[other.row, : rows.prefill_len[other.row]]
+        n = min(len(theirs), req.match_limit)
+        if n - have < DEDUPE_MIN_TOKENS or theirs[have] != req.ids[have] or other.cache_salt != req.cache_salt:
+            continue
+        differ = theirs[:n] != req.ids[:n]
+        same = int(differ.argmax()) if differ.any() else n
+        if same - have >= DEDUPE_MIN_TOKENS:
+            return True
+    return False

@@ -1,0 +1,55 @@
+"""Configuration of the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.config import CommonConfig, option
+from shared.errors import ConfigError
+
+SchedulePolicy = Literal["lpm", "fcfs", "priority"]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Resolved once in `__main__`, passed down, never mutated."""
+
+    common: CommonConfig = field(default_factory=CommonConfig)
+    schedule_policy: SchedulePolicy = option(
+        "lpm", help="order of the waiting queue: longest cached prefix, arrival, or priority", group="scheduler"
+    )
+    starvation_limit_s: float = option(
+        5.0, help="seconds after which a waiting request goes first whatever the policy", group="scheduler"
+    )
+    chunked_prefill_size: int = option(
+        512,
+        help="most prompt tokens in one step; longer prompts are computed in chunks (-1 = no chunking)",
+        group="scheduler",
+    )
+    pipeline_depth: int = option(
+        2, help="steps sent to an engine before the first is answered; 1 = synchronous", group="scheduler"
+    )
+    schedule_conservativeness: float = option(
+        1.0, help="larger values admit fewer requests at once and retract less", group="scheduler"
+    )
+    disable_radix_cache: bool = option(False, help="share no prefixes between requests", group="scheduler")
+    max_queued_requests: int = option(2048, help="waiting requests before new ones get 429", group="scheduler")
+    queue_timeout_s: float = option(120.0, help="seconds a request may wait to be started", group="scheduler")
+    step_timeout_s: float = option(
+        120.0, help="seconds without an answer to a step before the engine is taken as lost", group="scheduler"
+    )
+    enable_kv_events: bool = option(False, help="publish stored and removed cache pages", group="scheduler")
+
+    def __post_init__(self) -> None:
+        if self.pipeline_depth < 1 or self.pipeline_depth > 8:
+            raise ConfigError(f"--pipeline-depth {self.pipeline_depth}: use 1 to 8")
+        if self.chunked_prefill_size == 0 or self.chunked_prefill_size < -1:
+            raise ConfigError(f"--chunked-prefill-size {self.chunked_prefill_size}: use a positive number or -1")
+        if self.schedule_conservativeness <= 0:
+            raise ConfigError(f"--schedule-conservativeness {self.schedule_conservativeness}: use a positive number")
+        if self.max_queued_requests < 1:
+            raise ConfigError(f"--max-queued-requests {self.max_queued_requests}: use a positive number")
+        for name in ("starvation_limit_s", "queue_timeout_s", "step_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: use a positive number")

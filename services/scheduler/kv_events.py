@@ -1,0 +1,67 @@
+"""Changes of a radix cache as `KvEvents`, for routers outside that want to know who holds which prefix.
+
+A page is named by a 63-bit hash of its tokens and of the page before it, so equal prefixes have equal names on every
+engine. Salts enter the first hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from shared import messages as m
+
+I32 = npt.NDArray[np.int32]
+MAX_PENDING_BLOCKS = 65_536
+
+
+class KvEventLog:
+    """Collects changes between two `take`s; implements `radix_cache.CacheObserver`."""
+
+    def __init__(self, engine_id: str, page_size: int) -> None:
+        self._engine_id, self._page_size = engine_id, page_size
+        self._seq = 0
+        self._stored: list[m.KvBlock] = []
+        self._removed: list[int] = []
+        self._cleared = False
+
+    def stored(self, before: I32, tokens: I32, salt: str) -> None:
+        parent = self._hashes(before, salt)[-1] if len(before) else None
+        for at in range(0, len(tokens), self._page_size):
+            page = tokens[at : at + self._page_size]
+            name = self._hash(parent, page, salt)
+            self._stored.append(m.KvBlock(name, parent, page.tolist()))
+            parent = name
+
+    def removed(self, path: I32, count: int, salt: str) -> None:
+        self._removed += self._hashes(path, salt)[len(path) // self._page_size - count // self._page_size :]
+
+    def cleared(self) -> None:
+        self._stored, self._removed, self._cleared = [], [], True
+
+    def take(self) -> m.KvEvents | None:
+        """What changed since the last call; None if nothing did."""
+        if not (self._stored or self._removed or self._cleared):
+            return None
+        if len(self._stored) + len(self._removed) > MAX_PENDING_BLOCKS:
+            self._stored, self._removed, self._cleared = [], [], True  # listeners start over
+        event = m.KvEvents(
+            engine_id=self._engine_id, seq=self._seq, page_size=self._page_size,
+            stored=self._stored, removed=self._removed, cleared=self._cleared,
+        )  # fmt: skip
+        self._seq += 1
+        self._stored, self._removed, self._cleared = [], [], False
+        return event
+
+    def _hashes(self, tokens: I32, salt: str) -> list[int]:
+        out: list[int] = []
+        for at in range(0, len(tokens), self._page_size):
+            out.append(self._hash(out[-1] if out else None, tokens[at : at + self._page_size], salt))
+        return out
+
+    def _hash(self, parent: int | None, page: I32, salt: str) -> int:
+        before = salt.encode() if parent is None else parent.to_bytes(8, "little")
+        digest = hashlib.blake2b(before + page.astype("<i4").tobytes(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1

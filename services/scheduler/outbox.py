@@ -1,0 +1,87 @@
+"""What an engine has to say after a step: token batches by tokenizer, in order of happening.
+
+The common case (every live row gained one token) is built with array operations only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from services.scheduler.request import Req
+from shared import messages as m
+from shared.errors import RhizomeError
+from shared.messages.generation import ABORTED, RUNNING
+
+I32 = npt.NDArray[np.int32]
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+
+class Outbox:
+    """Ordered (tokenizer id, batch) pairs, emptied by the service. `owner` numbers stand for tokenizer ids."""
+
+    def __init__(self, scheduler_id: str) -> None:
+        self._scheduler_id = scheduler_id
+        self._numbers: dict[str, int] = {}
+        self._ids: list[str] = []
+        self.pending: list[tuple[str, m.TokenBatch]] = []
+
+    def owner(self, tokenizer_id: str) -> int:
+        """Small number for a tokenizer id, for use in arrays."""
+        number = self._numbers.get(tokenizer_id)
+        if number is None:
+            number = self._numbers[tokenizer_id] = len(self._ids)
+            self._ids.append(tokenizer_id)
+        return number
+
+    def take(self) -> list[tuple[str, m.TokenBatch]]:
+        out, self.pending = self.pending, []
+        return out
+
+    def tokens(
+        self, owners: I32, handles: npt.NDArray[np.uint32], totals: I32, tokens: I32, finish: U8, cached: I32,
+        logprobs: F32 | None = None, top_ids: I32 | None = None, top_logprobs: F32 | None = None,
+    ) -> None:  # fmt: skip
+        """One token for each of N rows; all arrays are [N] or [N, K]."""
+        for owner in np.unique(owners):
+            pick = slice(None) if len(self._ids) == 1 else np.flatnonzero(owners == owner)
+            batch = m.TokenBatch(
+                scheduler_id=self._scheduler_id, handles=handles[pick], counts=np.ones(len(handles[pick]), np.int32),
+                totals=totals[pick], tokens=tokens[pick], finish=finish[pick], cached_tokens=cached[pick],
+                logprobs=None if logprobs is None else logprobs[pick],
+                top_ids=None if top_ids is None else top_ids[pick],
+                top_logprobs=None if top_logprobs is None else top_logprobs[pick],
+            )  # fmt: skip
+            self.pending.append((self._ids[owner], batch))
+
+    def prompt_logprobs(
+        self, req: Req, cached: int, total: int, logprobs: F32, top_ids: I32 | None, top: F32 | None
+    ) -> None:
+        """Logprobs of prompt positions, before the request's first token."""
+        batch = dataclasses.replace(
+            self._entry(req, RUNNING, cached, total),
+            prompt_counts=np.array([len(logprobs)], np.int32), prompt_logprobs=logprobs,
+            prompt_top_ids=top_ids, prompt_top_logprobs=top,
+        )  # fmt: skip
+        self.pending.append((req.tokenizer_id, batch))
+
+    def end(self, req: Req, code: int, *, total: int, cached: int = -1) -> None:
+        """The request ends without another token."""
+        self.pending.append((req.tokenizer_id, self._entry(req, code, cached, total)))
+
+    def failed(self, req: Req, fault: RhizomeError, *, total: int) -> None:
+        """The request ends with an error."""
+        error = m.TokenError(req.handle, m.ErrorInfo(fault.code, fault.message, fault.param))
+        batch = dataclasses.replace(self._entry(req, ABORTED, -1, total), errors=[error])
+        self.pending.append((req.tokenizer_id, batch))
+
+    def _entry(self, req: Req, code: int, cached: int, total: int) -> m.TokenBatch:
+        """One request, no token."""
+        return m.TokenBatch(
+            scheduler_id=self._scheduler_id, handles=np.array([req.handle], np.uint32),
+            counts=np.zeros(1, np.int32), totals=np.array([total], np.int32), tokens=np.empty(0, np.int32),
+            finish=np.array([code], np.uint8), cached_tokens=np.array([cached], np.int32),
+        )  # fmt: skip

@@ -1,0 +1,106 @@
+"""A `StepPlan` in the making, and what the scheduler remembers of it until it is answered."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from services.scheduler.page_allocator import page_runs
+from services.scheduler.request import Req
+from services.scheduler.rows import RowTable
+from shared import messages as m
+
+I32 = npt.NDArray[np.int32]
+NONE = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """One extend row of a plan: tokens [start, start + count) of the request's prompt."""
+
+    req: Req
+    row: int
+    start: int
+    count: int
+    sample: bool
+    ends_prompt: bool
+    logprob_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A plan that was sent and not answered yet."""
+
+    seq: int
+    sampled: I32
+    """[S] rows in the order of the result's tokens"""
+    touched: I32
+    """[E + D] distinct rows"""
+    extends: list[Extend]
+    sent_s: float
+
+
+class PlanDraft:
+    """Collects one step; `finish` makes the message. Lives for one call of `Engine.build`."""
+
+    def __init__(self) -> None:
+        self.new_rows: list[m.RowInit] = []
+        self.extends: list[Extend] = []
+        self.decode = NONE
+        self._page_rows: list[I32] = []
+        self._pages: list[I32] = []
+
+    @property
+    def empty(self) -> bool:
+        return not self.extends and len(self.decode) == 0
+
+    def add_pages(self, rows: I32, pages: I32) -> None:
+        """`pages[i]` is appended to the page table of `rows[i]`."""
+        if len(pages):
+            self._page_rows.append(rows)
+            self._pages.append(pages)
+
+    def finish(
+        self, engine_id: str, session: str, seq: int, table: RowTable, last_decode: I32, now_s: float
+    ) -> tuple[m.StepPlan, InFlight]:
+        """The message, and the record of it. `last_decode` = the decode rows of the plan before."""
+        ext_rows = np.array([e.row for e in self.extends], np.int32)
+        sampled_ext = np.array([e.row for e in self.extends if e.sample], np.int32)
+        page_rows, page_starts, page_lens = (
+            page_runs(np.concatenate(self._page_rows), np.concatenate(self._pages)) if self._pages else (None,) * 3
+        )
+        same = len(self.decode) == len(last_decode) and bool((self.decode == last_decode).all())
+        plan = m.StepPlan(
+            engine_id=engine_id, session=session, seq=seq, new_rows=self.new_rows,
+            page_rows=page_rows, page_starts=page_starts, page_lens=page_lens,
+            decode_rows=None if same and seq else self.decode,
+        )  # fmt: skip
+        record = InFlight(
+            seq=seq,
+            sampled=np.concatenate((sampled_ext, self.decode)),
+            touched=np.concatenate((ext_rows, self.decode)),
+            extends=self.extends,
+            sent_s=now_s,
+        )
+        return (self._with_extends(plan, ext_rows, table) if self.extends else plan), record
+
+    def _with_extends(self, plan: m.StepPlan, ext_rows: I32, table: RowTable) -> m.StepPlan:
+        lp_starts = ext_next = None
+        if any(e.logprob_start >= 0 for e in self.extends):
+            lp_starts = np.array([e.logprob_start for e in self.extends], np.int32)
+            ext_next = np.array(
+                [-1 if e.ends_prompt else table.tokens[e.row, e.start + e.count] for e in self.extends], np.int32
+            )
+        return dataclasses.replace(
+            plan,
+            ext_rows=ext_rows,
+            ext_starts=np.array([e.start for e in self.extends], np.int32),
+            ext_lens=np.array([e.count for e in self.extends], np.int32),
+            ext_tokens=np.concatenate([table.tokens[e.row, e.start : e.start + e.count] for e in self.extends]),
+            ext_sample=np.array([e.sample for e in self.extends], np.uint8),
+            ext_lp_starts=lp_starts,
+            ext_next=ext_next,
+        )

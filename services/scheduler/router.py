@@ -1,0 +1,27 @@
+"""Which engine gets a request: cached prefix against load.
+
+The cost of an engine is what the request would have to compute there plus a share of the tokens the engine already
+has to carry; the cheapest wins. A long cached prefix thus attracts until its engine is clearly busier than another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from services.scheduler.engine import Engine
+from services.scheduler.request import Req
+
+LOAD_WEIGHT = 0.25
+"""Tokens of load that count as much as one token of prefill, inverted."""
+
+
+def choose(engines: Iterable[Engine], req: Req) -> Engine | None:
+    """The cheapest engine that takes requests, or None."""
+    best, best_cost = None, float("inf")
+    for engine in engines:
+        if engine.info.state != "ready":
+            continue
+        cost = len(req.ids) - engine.pool.match_len(req) + LOAD_WEIGHT * engine.load_tokens
+        if cost < best_cost:
+            best, best_cost = engine, cost
+    return best

@@ -1,0 +1,155 @@
+"""The scheduler on the bus: messages in, plans and token batches out.
+
+Everything is decided in `Scheduler`; this file only carries. Messages leave in the order in which they were made,
+whatever handler made them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any
+
+from services.scheduler.config import SchedulerConfig
+from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.scheduler import Scheduler
+from shared import messages as m
+from shared.actor import LIVENESS_TIMEOUT_S, Actor
+from shared.peers import Peers
+
+TICK_S = 1.0
+
+
+class SchedulerService:
+    """Binds a `Scheduler` to the bus. Lives as long as the process."""
+
+    def __init__(self, actor: Actor, config: SchedulerConfig) -> None:
+        self._actor = actor
+        self._config = config
+        self.scheduler = Scheduler(actor.id, config, actor.log)
+        self._metrics = SchedulerMetrics(self.scheduler, actor.registry)
+        self._peers = Peers(self._peer_lost)
+        self._out: deque[tuple[str, Any]] = deque()
+        self._sending = False
+        self._pump_due = False
+        self._sessions = 0
+
+    async def start(self) -> None:
+        """Subscribe, announce, be ready."""
+        actor, subjects = self._actor, self._actor.subjects
+        await actor.on(subjects.scheduler_engines(actor.name), m.EngineInfo, self._on_engine)
+        await actor.on(subjects.scheduler_abort(actor.id), m.AbortHandles, self._on_abort)
+        await actor.serve(subjects.scheduler_info(actor.id), m.Empty, self._on_info)
+        await actor.serve(subjects.scheduler_flush(actor.id), m.Empty, self._on_flush)
+        await actor.serve(subjects.schedule, m.TokenizedRequest, self._on_request, queue="scheduler")
+        await self._peers.attach(actor)
+        await actor.on(subjects.goodbye, m.Goodbye, self._on_goodbye)
+        await actor.start()
+        await actor.set_state("ready")
+        actor.spawn(self._tick_forever())
+
+    async def drain(self) -> None:
+        """Finish what runs; the actor bounds the time."""
+        while self.scheduler.running_reqs or self.scheduler.queue_reqs:
+            await asyncio.sleep(0.05)
+
+    async def _on_request(self, msg: m.TokenizedRequest) -> m.Queued:
+        queued = self.scheduler.submit(msg)
+        self._pump_soon()
+        return queued
+
+    async def _on_abort(self, msg: m.AbortHandles) -> None:
+        self.scheduler.abort(msg)
+        await self._pump()
+
+    async def _on_step_result(self, result: m.StepResult) -> None:
+        try:
+            self.scheduler.apply(result)
+        finally:
+            await self._pump()
+
+    async def _on_fault(self, fault: m.EngineFault) -> None:
+        engine = self.scheduler.by_session(fault.session)
+        if engine is not None:
+            self.scheduler.close(engine, f"{fault.reason} at step {fault.seq}: {fault.message}")
+            await self._pump()
+
+    async def _on_engine(self, info: m.EngineInfo) -> None:
+        """An engine announces itself; a new one, or one whose session ended, gets a session."""
+        if info.engine_id in self.scheduler.engines:
+            self.scheduler.heard(info)
+        elif info.state == "ready":
+            session = f"{self._actor.id}-s{self._sessions}"
+            self._sessions += 1
+            subjects = self._actor.subjects
+            await self._actor.on(subjects.scheduler_result(session), m.StepResult, self._on_step_result)
+            await self._actor.on(subjects.scheduler_fault(session), m.EngineFault, self._on_fault)
+            await self._actor.bus.flush()
+            self.scheduler.open(info, session)
+        await self._tell_engines()
+        await self._pump()
+
+    async def _on_goodbye(self, bye: m.Goodbye) -> None:
+        if bye.service == "worker":
+            self.scheduler.engine_left(bye.name)
+            await self._tell_engines()
+            await self._pump()
+
+    def _peer_lost(self, beat: m.Heartbeat, reason: str) -> None:
+        if beat.service == "tokenizer":
+            self._actor.log.warning("tokenizer lost", tokenizer=beat.id, reason=reason)
+            self.scheduler.tokenizer_lost(beat.id)
+            self._pump_soon()
+
+    async def _on_info(self, _: m.Empty) -> m.SchedulerInfo:
+        return self.scheduler.info()
+
+    async def _on_flush(self, _: m.Empty) -> m.Flushed:
+        return self.scheduler.flush()
+
+    async def _tell_engines(self) -> None:
+        ready = sum(e.info.state == "ready" for e in self.scheduler.engines.values())
+        if ready != self._actor.engines_ready:
+            self._actor.engines_ready = ready
+            await self._actor.beat()
+
+    async def _tick_forever(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(TICK_S)
+            if time.monotonic() - before < 5 * TICK_S:  # after a stall of our own, hear first who is alive
+                self.scheduler.tick(LIVENESS_TIMEOUT_S)
+                await self._tell_engines()
+                await self._pump()
+
+    def _pump_soon(self) -> None:
+        """Pump after the handlers that are ready to run: requests that came together start together."""
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._start_pump)
+
+    def _start_pump(self) -> None:
+        self._pump_due = False
+        self._actor.spawn(self._pump())
+
+    async def _pump(self) -> None:
+        """[walk 6] Send every plan that can be sent and all that there is to tell."""
+        scheduler, subjects = self.scheduler, self._actor.subjects
+        for engine_id, plan in scheduler.plans():
+            self._out.append((subjects.engine_plan(engine_id), plan))
+        for tokenizer_id, batch in scheduler.outbox.take():
+            self._out.append((subjects.tokenizer_tokens(tokenizer_id), batch))
+        for engine in scheduler.engines.values():
+            if engine.kv_log is not None and (events := engine.kv_log.take()) is not None:
+                self._out.append((subjects.kv_events(engine.info.engine_id), events))
+        if self._sending:
+            return  # the call that is sending takes these along
+        self._sending = True
+        try:
+            while self._out:
+                subject, msg = self._out.popleft()
+                with scheduler.stages.measure("publish"):
+                    await self._actor.send(subject, msg)
+        finally:
+            self._sending = False

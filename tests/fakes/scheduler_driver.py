@@ -1,0 +1,130 @@
+"""A scheduler with one scripted engine and no bus: submit, step, collect tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.scheduler.config import SchedulerConfig
+from services.scheduler.scheduler import Scheduler
+from shared import messages as m
+from shared.log import Log
+from shared.messages.generation import RUNNING
+from shared.sampling import NEUTRAL, SamplingParams
+from tests.fakes.engine import ScriptedEngine
+
+EOS = 2
+
+
+@dataclass
+class Output:
+    """What a tokenizer would have received for one handle."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish: int = RUNNING
+    error: m.ErrorInfo | None = None
+    cached: int = -1
+    logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: list[float] = field(default_factory=list)
+
+
+class Driver:
+    """Time is a number that the test moves. Plans wait in `plans` until `answer` executes one."""
+
+    def __init__(self, info: m.EngineInfo, config: SchedulerConfig, *, eos_every: int = 0) -> None:
+        self.now = 0.0
+        self.eos_every = eos_every
+        self.info = info
+        self.scheduler = Scheduler("scheduler-0-test", config, Log(logging.getLogger("test"), {}), lambda: self.now)
+        self.engine = ScriptedEngine(info, eos_id=EOS, eos_every=eos_every)
+        self.plans: deque[m.StepPlan] = deque()
+        self.outputs: dict[int, Output] = {}
+        self._sessions = 0
+        self._handles = 0
+        self.open()
+
+    def open(self) -> None:
+        """A new session with the engine."""
+        self.scheduler.open(self.info, f"session-{self._sessions}")
+        self._sessions += 1
+
+    def submit(
+        self, prompt: list[int], max_new_tokens: int, *, sampling: SamplingParams = NEUTRAL, ignore_eos: bool = False,
+        logprob_start: int | None = None, salt: str = "", priority: int = 0, timeout_s: float | None = None,
+    ) -> int:  # fmt: skip
+        import dataclasses
+
+        self._handles += 1
+        self.outputs[self._handles] = Output()
+        self.scheduler.submit(
+            m.TokenizedRequest(
+                rid=f"r{self._handles}", tokenizer_id="tok", handle=self._handles,
+                input_ids=np.array(prompt, np.int32),
+                sampling=dataclasses.replace(sampling, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos),
+                eos_token_ids=[EOS], return_logprob=logprob_start is not None,
+                logprob_start_len=-1 if logprob_start is None else logprob_start,
+                cache_salt=salt, priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+        return self._handles
+
+    def abort(self, *handles: int) -> None:
+        self.scheduler.abort(m.AbortHandles(tokenizer_id="tok", handles=list(handles)))
+        self.collect()
+
+    def pump(self) -> int:
+        """Build every plan that may be sent; returns how many."""
+        before = len(self.plans)
+        self.plans += [plan for _, plan in self.scheduler.plans()]
+        self.collect()
+        return len(self.plans) - before
+
+    def answer(self) -> bool:
+        """Execute the oldest plan and apply its result; False if there is none."""
+        if not self.plans:
+            return False
+        self.scheduler.apply(self.engine.execute(self.plans.popleft()))
+        self.collect()
+        return True
+
+    def run(self, most_steps: int = 10_000) -> None:
+        """Until nothing is left to do."""
+        for _ in range(most_steps):
+            self.pump()
+            if not self.answer():
+                return
+        raise AssertionError(f"not done after {most_steps} steps")
+
+    def check(self) -> None:
+        for engine in self.scheduler.engines.values():
+            engine.pool.check()
+
+    def collect(self) -> None:
+        for tokenizer, batch in self.scheduler.outbox.take():
+            assert tokenizer == "tok"
+            self._collect(batch)
+
+    def _collect(self, batch: m.TokenBatch) -> None:
+        at = lp_at = 0
+        for i, handle in enumerate(batch.handles.tolist()):
+            out = self.outputs[handle]
+            assert out.finish == RUNNING, "an entry after the last one"
+            count = int(batch.counts[i])
+            out.tokens += batch.tokens[at : at + count].tolist()
+            if batch.logprobs is not None:
+                out.logprobs += batch.logprobs[at : at + count].tolist()
+            at += count
+            if batch.prompt_counts is not None and batch.prompt_logprobs is not None:
+                n = int(batch.prompt_counts[i])
+                out.prompt_logprobs += batch.prompt_logprobs[lp_at : lp_at + n].tolist()
+                lp_at += n
+            assert batch.totals[i] == len(out.tokens), "the running total does not fit the tokens received"
+            out.finish = int(batch.finish[i])
+            if batch.cached_tokens[i] >= 0:
+                assert out.cached == -1, "cached tokens told twice"
+                out.cached = int(batch.cached_tokens[i])
+        for error in batch.errors:
+            self.outputs[error.handle].error = error.error
