@@ -34,6 +34,8 @@ HEARTBEAT_S = 1.0
 LIVENESS_TIMEOUT_S = 15.0
 """An instance whose heartbeat was not heard for this long counts as lost (a kill is told at once by Goodbye)."""
 
+MAX_ERROR_CHARS = 4000  # a message may quote what the client sent; the reply has to fit `ErrorReply`
+
 
 class Actor:
     """One instance of one service. Lives as long as the process; owned by its event loop."""
@@ -56,7 +58,7 @@ class Actor:
         self._unsubscribe: list[Callable[[], Awaitable[None]]] = []
         self._leave: list[Callable[[], Awaitable[None]]] = []
         self._errors = Counter(
-            "handler_errors", "Messages whose handler failed", ["subject", "code"], registry=self.registry
+            "rhizome_handler_errors", "Messages whose handler failed", ["subject", "code"], registry=self.registry
         )
 
     async def on(self, subject: str, cls: type[M], handler: Callable[[M], Any], queue: str = "") -> None:
@@ -190,7 +192,7 @@ class Actor:
         short = subject.removeprefix(self.subjects.root + ".")
         if isinstance(fault, RhizomeError):
             self._errors.labels(short, fault.code).inc()
-            return m.ErrorInfo(fault.code, fault.message, fault.param)
+            return m.ErrorInfo(fault.code, fault.message[:MAX_ERROR_CHARS], fault.param and fault.param[:200])
         self._errors.labels(short, RhizomeError.code).inc()
         self.log.error("handler failed", fault=fault, subject=short)
         return m.ErrorInfo(RhizomeError.code, f"{self.service} failed on this message: {type(fault).__name__}")

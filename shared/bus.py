@@ -21,14 +21,13 @@ from nats.micro import add_service
 from nats.micro.service import ServiceConfig
 
 from shared import __version__
-from shared.errors import ConfigError, Unavailable
+from shared.errors import ConfigError, TooLarge, Unavailable
 from shared.wire import MAX_PAYLOAD_BYTES
 
 Handler = Callable[[bytes, str], Awaitable[None]]
 """Called with (payload, reply subject or "")."""
 
 PENDING_BYTES = 64 * 1024 * 1024
-DISCONNECTED_WAIT_S = 0.25
 
 
 class Bus(Protocol):
@@ -55,7 +54,11 @@ class Bus(Protocol):
         """Call `handler` for each message; returns a coroutine function that ends the subscription."""
 
     async def flush(self) -> None:
-        """Return when the server has seen everything sent so far, subscriptions included."""
+        """Return when the server has seen everything sent so far, subscriptions included.
+
+        Raises:
+            Unavailable: the server does not answer.
+        """
 
     async def announce(self, service: str, instance: str, endpoints: dict[str, str]) -> None:
         """Answer `$SRV.PING/INFO/STATS` for this instance (NATS micro-service protocol)."""
@@ -87,22 +90,24 @@ class NatsBus:
         async def reconnected() -> None:
             on_event("bus reconnected")
 
+        why: Exception = TimeoutError("no answer")
+
         async def error(fault: Exception) -> None:
+            nonlocal why
+            why = fault
             on_event(f"bus error: {fault!r}")
 
-        deadline = asyncio.get_running_loop().time() + patience_s
-        while True:
-            try:
+        try:
+            # With endless reconnection the client also tries the first connection endlessly: the bound is ours.
+            async with asyncio.timeout(patience_s):
                 client = await nats.connect(
                     url, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, connect_timeout=2,
                     disconnected_cb=disconnected, reconnected_cb=reconnected, error_cb=error,
                     allow_reconnect=True, pending_size=PENDING_BYTES, max_outstanding_pings=5,
                 )  # fmt: skip
-                return cls(client)
-            except (TimeoutError, OSError, nats.errors.Error) as fault:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise ConfigError(f"no NATS server at {url} ({fault}): start one or change --nats-url") from fault
-                await asyncio.sleep(DISCONNECTED_WAIT_S)
+        except (TimeoutError, OSError, nats.errors.Error) as fault:
+            raise ConfigError(f"no NATS server at {url} ({why}): start one or change --nats-url") from fault
+        return cls(client)
 
     @property
     def max_payload_bytes(self) -> int:
@@ -111,6 +116,8 @@ class NatsBus:
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         try:
             await self._nc.publish(subject, data, reply=reply)
+        except nats.errors.MaxPayloadError as fault:
+            raise self._too_large(subject, data) from fault
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as fault:
             raise Unavailable(f"message bus: {fault}") from fault
 
@@ -121,25 +128,34 @@ class NatsBus:
             raise Unavailable(f"no service listens on {subject}") from fault
         except (TimeoutError, nats.errors.TimeoutError) as fault:
             raise Unavailable(f"no answer on {subject} within {timeout_s:g} s") from fault
+        except nats.errors.MaxPayloadError as fault:
+            raise self._too_large(subject, data) from fault
         except nats.errors.Error as fault:
             raise Unavailable(f"message bus: {fault}") from fault
 
-    async def gather(self, subject: str, data: bytes, *, most: int, timeout_s: float) -> list[bytes]:
-        inbox, answers, done = self._nc.new_inbox(), [], asyncio.Event()
+    def _too_large(self, subject: str, data: bytes) -> TooLarge:
+        limit = self.max_payload_bytes
+        return TooLarge(f"{len(data):,} bytes for {subject} are over the server's max_payload of {limit:,}: raise it")
 
-        async def collect(payload: bytes, _: str) -> None:
-            answers.append(payload)
-            if len(answers) >= most:
+    async def gather(self, subject: str, data: bytes, *, most: int, timeout_s: float) -> list[bytes]:
+        inbox, done = self._nc.new_inbox(), asyncio.Event()
+        answers: list[bytes] = []
+
+        async def collect(msg: Msg) -> None:
+            nobody_listens = (msg.headers or {}).get("Status") == "503"
+            if not nobody_listens and len(answers) < most:
+                answers.append(msg.data)
+            if nobody_listens or len(answers) >= most:
                 done.set()
 
-        stop = await self.subscribe(inbox, collect)
+        sub = await self._nc.subscribe(inbox, cb=collect)
         try:
             await self.publish(subject, data, reply=inbox)
             await asyncio.wait_for(done.wait(), timeout_s)
         except TimeoutError:
             pass
         finally:
-            await stop()
+            await sub.unsubscribe()
         return answers
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], Awaitable[None]]:
@@ -150,7 +166,13 @@ class NatsBus:
         return sub.unsubscribe
 
     async def flush(self) -> None:
-        await self._nc.flush()
+        # The client writes its PING past the commands that its flusher task still holds; they were written by the
+        # time the first PONG is back, so the second one covers them.
+        try:
+            await self._nc.flush()
+            await self._nc.flush()
+        except nats.errors.Error as fault:
+            raise Unavailable(f"message bus: {fault}") from fault
 
     async def announce(self, service: str, instance: str, endpoints: dict[str, str]) -> None:
         config = ServiceConfig(
@@ -205,10 +227,12 @@ class LocalBus:
             return []
 
     async def _ask(self, subject: str, data: bytes, most: int, timeout_s: float) -> list[bytes]:
-        inbox, answers, done = f"_INBOX.{next(self._inbox)}", [], asyncio.Event()
+        inbox, done = f"_INBOX.{next(self._inbox)}", asyncio.Event()
+        answers: list[bytes] = []
 
         async def collect(payload: bytes, _: str) -> None:
-            answers.append(payload)
+            if len(answers) < most:
+                answers.append(payload)
             if len(answers) >= most:
                 done.set()
 

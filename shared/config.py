@@ -41,12 +41,17 @@ class CommonConfig:
 
 def parse_config(cls: type[T], prog: str, description: str, argv: Sequence[str] | None = None) -> T:
     """Command line and environment to a configuration; prints the reason and exits with 2 if they are wrong."""
-    parser = _Parser(prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser = new_parser(prog, description)
     try:
         add_flags(parser, cls)
         return from_namespace(cls, parser.parse_args(argv))
     except ConfigError as fault:
         parser.error(fault.message)
+
+
+def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser that shows defaults and units, takes no abbreviations, and whose errors are one line and status 2."""
+    return _Parser(prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
 def add_flags(parser: argparse.ArgumentParser, *classes: type, skip: frozenset[str] = frozenset()) -> None:

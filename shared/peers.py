@@ -44,9 +44,15 @@ class Peers:
         """Instances of a service, in the given state (None: any)."""
         return [p.beat for p in self._peers.values() if p.beat.service == service and state in (None, p.beat.state)]
 
+    def all(self) -> list[m.Heartbeat]:
+        """Every instance that is alive, whatever its service and state."""
+        return [p.beat for p in self._peers.values()]
+
     def heard(self, beat: m.Heartbeat) -> None:
         for other in [p.beat for p in self._peers.values() if p.beat.name == beat.name and p.beat.id != beat.id]:
-            if other.service == beat.service and other.started_s <= beat.started_s:
+            if other.service == beat.service:
+                if other.started_s > beat.started_s:
+                    return  # a late word of an instance that was replaced
                 self._lose(other.id, "replaced by a new instance")
         self._peers[beat.id] = Peer(beat, self._clock())
 

@@ -103,7 +103,7 @@ def _array_fields(cls: type) -> tuple[str, ...]:
 
 @functools.cache
 def _required_arrays(cls: type) -> tuple[str, ...]:
-    names = _array_fields(cls)  # type: ignore[arg-type]
+    names = _array_fields(cls)
     return tuple(f.name for f in dataclasses.fields(cls) if f.name in names and f.default is dataclasses.MISSING)
 
 
