@@ -44,7 +44,7 @@ class RadixMachine(RuleBasedStateMachine):
     def match(self, tokens: list[int], salt: str) -> None:
         array = np.array(tokens, np.int32)
         want = self._model_match(tokens, salt)
-        assert self.cache.match_len(array, salt) == want
+        assert self.cache.find(array, salt)[1] == want
         assert self.cache.match_prefix(array, salt).pages.tolist() == self._model_pages(tokens[:want], salt)
 
     @rule(tokens=tokens, salt=salts)

@@ -1,0 +1,31 @@
+"""`python -m services.tokenizer`: one tokenizer on an existing NATS server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from services.tokenizer.config import TokenizerConfig
+from shared.actor import Actor
+from shared.process import Drain
+from shared.process import main as run_service
+
+
+async def start(actor: Actor, config: TokenizerConfig) -> Drain:
+    from services.tokenizer.encoder import Encoder
+    from services.tokenizer.model import load_model
+    from services.tokenizer.service import TokenizerService
+
+    encoder = Encoder(config.encode_threads, config.max_pending_encodes)
+    service = TokenizerService(actor, load_model(config), encoder, config.max_streams)
+    await service.start()
+    return service.drain
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    description = "Chat templates, encoding and incremental detokenization for one model."
+    return run_service("tokenizer", TokenizerConfig, description, start, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Flags of the tokenizer service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from shared.config import CommonConfig, option
+from shared.errors import ConfigError
+
+PROMPT_CHARS_PER_TOKEN = 32
+"""Default bound of a prompt's text: more characters than this per token of context is no ordinary text."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """Resolved once in `__main__`, passed down, never changed."""
+
+    model_path: str = option(help="model directory in Hugging Face format, with tokenizer.json", group="model")
+    served_model_name: str = option("", help="name clients use (default: the directory's name)", group="model")
+    chat_template: str = option(
+        "", help="built-in template, one of the model's named templates, or a file (.jinja, .json)",
+        group="model", metavar="NAME|FILE",
+    )  # fmt: skip
+    context_length: int | None = option(
+        None, help="longest prompt plus answer, tokens (default: the model's)", group="model"
+    )
+    sampling_defaults: Literal["model", "openai"] = option(
+        "model",
+        help="where omitted sampling parameters come from: generation_config.json or the OpenAI API",
+        group="model",
+    )
+    max_streams: int = option(4096, help="most requests in this instance at once; more are refused", group="limits")
+    max_prompt_chars: int = option(
+        0, help=f"longest prompt text, characters; 0 = {PROMPT_CHARS_PER_TOKEN} per token of context", group="limits"
+    )
+    encode_threads: int = option(2, help="threads that encode long texts", group="limits")
+    max_pending_encodes: int = option(
+        256, help="most long texts waiting for those threads; more are refused", group="limits"
+    )
+    common: CommonConfig = field(default_factory=CommonConfig)
+
+    def __post_init__(self) -> None:
+        for flag in ("max_streams", "encode_threads", "max_pending_encodes"):
+            if getattr(self, flag) < 1:
+                raise ConfigError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(self, flag)}")
+        if self.context_length is not None and self.context_length < 2:
+            raise ConfigError(f"--context-length must be at least 2, got {self.context_length}")
+        if self.max_prompt_chars < 0:
+            raise ConfigError(f"--max-prompt-chars must be 0 or positive, got {self.max_prompt_chars}")
+
+    @property
+    def model_name(self) -> str:
+        """The name that `/v1/models` shows."""
+        return self.served_model_name or Path(self.model_path).resolve().name

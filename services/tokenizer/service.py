@@ -1,0 +1,176 @@
+"""The tokenizer on the bus: the only module of this service that sends or receives.
+
+Handlers are short: check and encode a request (`generate`), hand a step's tokens to the streams (`tokens`), pass an
+abort on (`abort`), answer `tokenize` and `detokenize`, and end streams whose scheduler or gateway is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.tokenizer import admission
+from services.tokenizer.encoder import Encoder
+from services.tokenizer.model import Model
+from services.tokenizer.packets import pack
+from services.tokenizer.prompt import PromptBuilder
+from services.tokenizer.schedulers import SchedulerRoll
+from services.tokenizer.stream import Stream
+from services.tokenizer.streams import Outcome, StreamTable
+from shared import messages as m
+from shared.actor import HEARTBEAT_S, Actor
+from shared.errors import Aborted, Unavailable
+from shared.peers import Peers
+
+QUEUE_GROUP = "tokenizer"
+SCHEDULE_TIMEOUT_S = 8.0
+"""Less than the 10 s that senders wait, so that they hear the reason."""
+ENCODE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class TokenizerService:
+    """One instance. `start` makes it known to the others, `drain` ends it gently."""
+
+    def __init__(self, actor: Actor, model: Model, encoder: Encoder, max_streams: int) -> None:
+        self._actor, self._model, self._encoder = actor, model, encoder
+        self._prompts = PromptBuilder(model, encoder)
+        self._streams = StreamTable(model.detokenizers, max_streams)
+        self._peers = Peers(self._peer_lost)
+        self._roll = SchedulerRoll()
+        self._sending = asyncio.Lock()  # keeps the deltas of a stream in the order of their numbers
+        self._metrics(actor)
+
+    async def start(self) -> None:
+        """Subscribe, announce, be ready."""
+        actor, subjects = self._actor, self._actor.subjects
+        vocab_size = self._model.vocabulary.size
+        actor.facts = m.ServiceFacts(self._model.name, self._model.context_length, vocab_size, int(time.time()))
+        await self._peers.attach(actor)
+        await actor.on(subjects.tokenizer_tokens(actor.id), m.TokenBatch, self._on_tokens)
+        await actor.on(subjects.tokenizer_abort(actor.id), m.Abort, self._on_abort)
+        await actor.serve(subjects.generate, m.GenerateRequest, self._generate, QUEUE_GROUP)
+        await actor.serve(subjects.tokenize, m.Tokenize, self._tokenize, QUEUE_GROUP)
+        await actor.serve(subjects.detokenize, m.Detokenize, self._detokenize, QUEUE_GROUP)
+        await actor.start()
+        actor.spawn(self._watch_schedulers())
+        await actor.set_state("ready")
+
+    async def drain(self) -> None:
+        """Take no new requests and return when the running ones have ended; when cancelled, tell their senders."""
+        await self._actor.leave_queues()
+        try:
+            await self._streams.empty.wait()
+        finally:
+            error = m.ErrorInfo(Unavailable.code, "the tokenizer was shut down: send the request again")
+            await self._send(self._streams.fail_where(lambda _: True, error))
+            self._encoder.close()
+
+    async def _generate(self, request: m.GenerateRequest) -> m.Accepted:
+        """[walk 2] A request arrives: check it, make ids of it, hand it to a scheduler."""
+        admission.check_request(request, self._actor.subjects, self._model.vocabulary.size)
+        stream = self._streams.open(request)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._streams.close, stream)
+            accepted = await self._schedule(request, stream)
+            undo.pop_all()  # accepted: from here on its last delta closes it
+        return accepted
+
+    async def _schedule(self, request: m.GenerateRequest, stream: Stream) -> m.Accepted:
+        """Encode, queue at a scheduler, learn which one it is. The stream is registered: tokens may come first."""
+        with self._encode_seconds.time():
+            prompt = await self._prompts.build(request)
+        tokenized = admission.tokenized(request, self._model, prompt.token_ids, self._actor.id, stream.handle)
+        stream.begin(prompt, tokenized.logprob_start_len)
+        if stream.abort_asked:
+            raise Aborted(f"request {request.rid!r} was aborted before it was queued")
+        queued = await self._queue(tokenized)
+        stream.scheduler_id = queued.scheduler_id
+        if self._roll.is_gone(queued.scheduler_id):
+            self._scheduler_lost(queued.scheduler_id, "ended after it took the request")
+        elif stream.abort_asked:
+            await self._abort_at(
+                queued.scheduler_id, [stream.handle], silent=self._streams.get(request.rid) is not stream
+            )
+        return m.Accepted(request.rid, self._actor.id, queued.scheduler_id, len(prompt.token_ids))
+
+    async def _queue(self, tokenized: m.TokenizedRequest) -> m.Queued:
+        try:
+            return await self._actor.ask(self._actor.subjects.schedule, tokenized, m.Queued, SCHEDULE_TIMEOUT_S)
+        except Unavailable:
+            # Whoever may have taken it without our hearing should not work for nobody.
+            for beat in self._peers.of("scheduler", None):
+                await self._abort_at(beat.id, [tokenized.handle], silent=True)
+            raise
+
+    async def _on_tokens(self, batch: m.TokenBatch) -> None:
+        """[walk 6] One step's tokens become text, one message per receiver."""
+        outcome = self._streams.apply(batch)
+        self._detokenized.inc(outcome.tokens)
+        await self._send(outcome)
+
+    async def _on_abort(self, abort: m.Abort) -> None:
+        for scheduler_id, handles in self._streams.ask_abort(abort.rids).items():
+            await self._abort_at(scheduler_id, handles, silent=False)
+
+    async def _tokenize(self, request: m.Tokenize) -> m.Tokens:
+        return m.Tokens(await self._prompts.tokenize(request), self._model.context_length)
+
+    async def _detokenize(self, request: m.Detokenize) -> m.Text:
+        return m.Text(await self._prompts.detokenize(request))
+
+    async def _send(self, outcome: Outcome) -> None:
+        async with self._sending:
+            for reply, deltas in outcome.deltas.items():
+                await self._send_deltas(reply, deltas, outcome)
+        for scheduler_id, handles in outcome.aborts.items():
+            await self._abort_at(scheduler_id, handles, silent=True)
+
+    async def _send_deltas(self, reply: str, deltas: list[m.TextDelta], outcome: Outcome) -> None:
+        packets = pack(deltas, self._actor.bus.max_payload_bytes)
+        for rid in packets.refused_rids:
+            self._actor.log.warning("answer over the message limit", rid=rid)
+            if (stream := self._streams.get(rid)) is not None:
+                self._streams.close(stream)
+                outcome.aborts[stream.scheduler_id].append(stream.handle)
+        for data in packets.data:
+            await self._actor.bus.publish(reply, data)
+
+    async def _abort_at(self, scheduler_id: str, handles: list[int], *, silent: bool) -> None:
+        subject = self._actor.subjects.scheduler_abort(scheduler_id)
+        await self._actor.send(subject, m.AbortHandles(self._actor.id, handles, silent))
+
+    def _peer_lost(self, beat: m.Heartbeat, reason: str) -> None:
+        if beat.service == "scheduler":
+            self._roll.lost(beat.id)
+            self._scheduler_lost(beat.id, reason)
+        elif beat.service == "gateway":
+            reply = self._actor.subjects.gateway_deltas(beat.id)
+            outcome = self._streams.drop_where(lambda stream: stream.reply == reply)
+            self._actor.log.info("gateway lost", gateway=beat.id, reason=reason)
+            self._actor.spawn(self._send(outcome))
+
+    def _scheduler_lost(self, scheduler_id: str, reason: str) -> None:
+        error = m.ErrorInfo(Unavailable.code, f"scheduler {scheduler_id} was lost ({reason}): send the request again")
+        outcome = self._streams.fail_where(lambda stream: stream.scheduler_id == scheduler_id, error)
+        self._actor.log.warning("scheduler lost", scheduler=scheduler_id, reason=reason)
+        self._actor.spawn(self._send(outcome))
+
+    async def _watch_schedulers(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            alive = (beat.id for beat in self._peers.of("scheduler", None))
+            for scheduler_id in self._roll.overdue(self._streams.schedulers(), alive):
+                self._scheduler_lost(scheduler_id, "never heard of")
+
+    def _metrics(self, actor: Actor) -> None:
+        registry = actor.registry
+        streams = Gauge("rhizome_num_streams", "Requests that this tokenizer detokenizes", registry=registry)
+        streams.set_function(lambda: len(self._streams))
+        self._encode_seconds = Histogram(
+            "rhizome_encode_seconds", "Rendering and encoding one prompt, waiting for a thread included",
+            buckets=ENCODE_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self._detokenized = Counter("rhizome_detokenized_tokens", "Tokens turned into text", registry=registry)
