@@ -5,19 +5,24 @@ Used by the launcher when no `--nats-url` is given, and by the tests.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from rhizome.supervisor import tether
 from shared.errors import ConfigError
 from shared.wire import MAX_PAYLOAD_BYTES
 
 START_TIMEOUT_S = 15.0
+_POLL_S = 0.02
+_WATCH_S = 0.25
 _CONFIG = """\
 listen: "127.0.0.1:{port}"
 max_payload: {max_payload}
@@ -41,7 +46,10 @@ def find_binary() -> str:
 
 
 class EmbeddedNats:
-    """A nats-server child process. Port -1 lets it choose a free one. Usable as a context manager."""
+    """A nats-server child process. Port -1 lets it choose a free one. Usable as a context manager.
+
+    It ends with this process, however that ends. Start it from the main thread (see `rhizome.supervisor.tether`).
+    """
 
     def __init__(self, port: int = -1) -> None:
         self._port = port
@@ -62,33 +70,36 @@ class EmbeddedNats:
         Raises:
             ConfigError: it exited or did not come up in time.
         """
-        folder = Path(self._folder.name)
-        for stale in folder.glob("*.ports"):
-            stale.unlink()
-        config, log = folder / "nats.conf", folder / "nats.log"
-        config.write_text(
-            _CONFIG.format(port=self._port, max_payload=MAX_PAYLOAD_BYTES, max_pending=256 * 1024 * 1024, folder=folder)
-        )
-        with log.open("ab") as out:
-            # A session of its own: Ctrl-C in the terminal reaches the launcher, which stops it last.
-            self._process = subprocess.Popen(
-                [find_binary(), "-c", str(config)], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
+        self._spawn()
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise ConfigError(f"nats-server exited: {log.read_text()[-500:]}")
-            for ports in folder.glob("*.ports"):
-                try:
-                    self.url = json.loads(ports.read_text())["nats"][0]
-                except (ValueError, KeyError, IndexError):
-                    continue
-                self._port = int(self.url.rsplit(":", 1)[1])
+            if self._listening():
                 return self.url
-            time.sleep(0.02)
-        self.stop()
-        raise ConfigError(f"nats-server did not start within {START_TIMEOUT_S:g} s")
+            time.sleep(_POLL_S)
+        raise self._not_started()
+
+    async def start_async(self) -> str:
+        """`start` for an event loop that has other things to do."""
+        self._spawn()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._listening():
+                return self.url
+            await asyncio.sleep(_POLL_S)
+        raise self._not_started()
+
+    async def keep_running(self, say: Callable[[str], None]) -> None:
+        """Start it again on the same port whenever it ends; runs until cancelled."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if self.alive():
+                continue
+            say("✗ nats-server: ended, starting it again")
+            try:
+                await self.start_async()
+                say(f"✓ nats-server    ready at {self.url}   pid {self.pid}")
+            except ConfigError as fault:
+                say(f"! {fault.message}")
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -104,10 +115,52 @@ class EmbeddedNats:
             self._process.kill()
             self._process.wait()
 
+    def close(self) -> None:
+        """`stop`, and remove its temporary files."""
+        self.stop()
+        self._folder.cleanup()
+
+    def _spawn(self) -> None:
+        folder = Path(self._folder.name)
+        for stale in folder.glob("*.ports"):
+            stale.unlink()
+        config = folder / "nats.conf"
+        config.write_text(
+            _CONFIG.format(port=self._port, max_payload=MAX_PAYLOAD_BYTES, max_pending=256 * 1024 * 1024, folder=folder)
+        )
+        with self._log.open("ab") as out:
+            # A session of its own: Ctrl-C in the terminal reaches the launcher, which stops it last.
+            self._process = subprocess.Popen(
+                tether.command([find_binary(), "-c", str(config)]), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _listening(self) -> bool:
+        if not self.alive():
+            raise self._not_started()
+        for ports in Path(self._folder.name).glob("*.ports"):
+            try:
+                self.url = json.loads(ports.read_text())["nats"][0]
+            except (ValueError, KeyError, IndexError):
+                continue  # half written
+            self._port = int(self.url.rsplit(":", 1)[1])
+            return True
+        return False
+
+    def _not_started(self) -> ConfigError:
+        ended = not self.alive()
+        self.stop()
+        how = "exited" if ended else f"did not start within {START_TIMEOUT_S:g} s"
+        last_words = (self._log.read_text().strip().splitlines() or ["no output"])[-1]
+        return ConfigError(f"nats-server {how}: {last_words}")
+
+    @property
+    def _log(self) -> Path:
+        return Path(self._folder.name) / "nats.log"
+
     def __enter__(self) -> EmbeddedNats:
         self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
-        self._folder.cleanup()
+        self.close()

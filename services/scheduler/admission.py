@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from services.scheduler.plan_draft import PlanDraft
+from services.scheduler.plan_draft import Extend, PlanDraft
 from services.scheduler.request import Req
 from services.scheduler.rows import RowTable
 
@@ -58,18 +58,48 @@ class AdmissionBudget:
         return min(req.max_new_tokens - req.num_generated, CLIP_NEW_TOKENS) * self.ratio
 
 
+class PromptsUnderWay:
+    """Prompts that the plan in the making computes, found by the tokens that come after what is cached of them."""
+
+    def __init__(self, engine: Engine, draft: PlanDraft) -> None:
+        self._rows, self._page_size = engine.pool.rows, engine.pool.page_size
+        self._share = not engine.config.disable_radix_cache
+        self._prompts: dict[tuple[str, int, bytes], I32] = {}
+        for extend in draft.extends:
+            self.add(extend)
+
+    def add(self, extend: Extend) -> None:
+        prompt = self._rows.tokens[extend.row, : self._rows.prefill_len[extend.row]]
+        cached = extend.start - extend.start % self._page_size
+        if self._share and len(prompt) - cached >= DEDUPE_MIN_TOKENS:
+            self._prompts[self._key(extend.req, prompt, cached)] = prompt
+
+    def soon_cached(self, req: Req, cached: int) -> bool:
+        """True if waiting for one of them saves this request enough tokens; `cached` are there already."""
+        if not self._prompts or req.match_limit - cached < DEDUPE_MIN_TOKENS:
+            return False
+        other = self._prompts.get(self._key(req, req.ids, cached))
+        return other is not None and bool((other[:cached] == req.ids[:cached]).all())
+
+    def _key(self, req: Req, tokens: I32, cached: int) -> tuple[str, int, bytes]:
+        return req.cache_salt, cached, tokens[cached : cached + DEDUPE_MIN_TOKENS].tobytes()
+
+
 def admit(engine: Engine, draft: PlanDraft, room: int, now_s: float) -> None:
     """[walk 4] Admit waiting requests into the plan while rows, pages and the step's token budget last."""
     rows, pool = engine.pool.rows, engine.pool
     engine.budget.decay()
+    if rows.free_rows == 0:
+        return
     expected = engine.budget.expected_tokens(rows)
     with engine.stages.measure("order"):
         order = engine.queue.ordered(now_s, pool.match_len)
+    under_way = PromptsUnderWay(engine, draft)
     postponed = 0
     for req in order:
         if room <= 0 or rows.free_rows == 0 or postponed > MAX_POSTPONED:
             return
-        if _prefix_is_under_way(engine, draft, req):
+        if under_way.soon_cached(req, pool.match_len(req)):
             postponed += 1
             continue
         cached = pool.lock_prefix(req)
@@ -81,12 +111,17 @@ def admit(engine: Engine, draft: PlanDraft, room: int, now_s: float) -> None:
             return
         engine.queue.remove(req)
         room -= _start(engine, draft, req, cached, pages, room)
+        under_way.add(draft.extends[-1])
         expected += engine.budget.expected_of(req)
 
 
 def _start(engine: Engine, draft: PlanDraft, req: Req, cached: I32, count: int, room: int) -> int:
     """Give the request a row and pages and put its first chunk into the plan; returns the chunk's tokens."""
     pool, rows = engine.pool, engine.pool.rows
+    prefix_len = len(cached) * pool.page_size
+    if req.cached_tokens < 0:
+        req.cached_tokens = req.cached_untold = prefix_len
+        engine.totals.admitted(req.prompt_len, prefix_len)
     fresh = pool.alloc(count)
     row = rows.take(req, engine.outbox.owner(req.tokenizer_id))
     rows.append_pages(row, cached, private=False)
@@ -94,31 +129,9 @@ def _start(engine: Engine, draft: PlanDraft, req: Req, cached: I32, count: int, 
     pages = rows.page_table[row, : rows.num_pages[row]].copy()
     draft.new_rows.append(req.row_init(row))
     draft.add_pages(np.full(len(pages), row, np.int32), pages)
-    prefix_len = len(cached) * pool.page_size
     rows.disp_len[row] = prefix_len
     req.admitted = engine.admitted(req)
-    if req.cached_tokens < 0:
-        req.cached_tokens = prefix_len
-        rows.cached_report[row] = prefix_len
-        engine.totals.admitted(req.prompt_len, prefix_len)
     taken = engine.extend(draft, req, room)
     if not rows.decoding[row]:
         engine.prefilling.append(req)
     return taken
-
-
-def _prefix_is_under_way(engine: Engine, draft: PlanDraft, req: Req) -> bool:
-    """True if a prompt being computed right now will soon be cached and saves this request enough tokens."""
-    if engine.config.disable_radix_cache or not (draft.extends or engine.prefilling):
-        return False
-    rows, have = engine.pool.rows, engine.pool.match_len(req)
-    for other in {e.req for e in draft.extends}.union(engine.prefilling):
-        theirs = rows.tokens[other.row, : rows.prefill_len[other.row]]
-        n = min(len(theirs), req.match_limit)
-        if n - have < DEDUPE_MIN_TOKENS or theirs[have] != req.ids[have] or other.cache_salt != req.cache_salt:
-            continue
-        differ = theirs[:n] != req.ids[:n]
-        same = int(differ.argmax()) if differ.any() else n
-        if same - have >= DEDUPE_MIN_TOKENS:
-            return True
-    return False

@@ -62,7 +62,7 @@ class Engine:
         """Admitted, prompt not completely dispatched; in order of admission."""
         self.budget = admission.AdmissionBudget(config.schedule_conservativeness)
         self.in_flight: deque[InFlight] = deque()
-        self.heard_s = clock()
+        self.heard_s = self.answered_s = clock()
         self.seq = 0
         self._last_decode = NONE
         self._admissions = 0
@@ -78,7 +78,7 @@ class Engine:
     def load_tokens(self) -> int:
         """Tokens waiting or running; what the router balances."""
         rows = self.pool.rows
-        return int(rows.known_len[~rows.done].sum()) + sum(len(r.ids) for r in self.queue)
+        return int(rows.known_len[~rows.done].sum()) + self.queue.tokens
 
     def push(self, req: Req) -> None:
         """Queue a request; one that has run before goes ahead of the others."""
@@ -114,17 +114,15 @@ class Engine:
         """Tokens that the request has got so far."""
         return int(self.pool.rows.out_known[req.row]) if req.row >= 0 else req.num_generated
 
-    def drop(self) -> list[Req]:
+    def drop(self, *, failed: bool) -> list[Req]:
         """The session is over: every request that has not ended, with the tokens it has, ready to be queued again."""
-        out = []
-        rows = self.pool.rows
-        for req in rows.running():
-            req.ids = rows.tokens[req.row, : int(rows.known_len[req.row])].copy()
-            req.num_generated = int(rows.out_known[req.row])
-            req.row, req.node, req.retracting = -1, None, False
-            out.append(req)
-        out += self.queue.take_all()
-        return out
+        running = self.pool.rows.running()
+        for req in running:
+            self.pool.rows.detach(req)
+            req.node = None
+            req.queued_since_s = self.clock()
+            req.losses += failed
+        return running + self.queue.take_all()
 
     # ---- the step loop
 
@@ -195,7 +193,6 @@ class Engine:
         if req is None or self.pool.rows.in_flight[row] or not (req.done or req.retracting):
             return
         self.pool.release(req)
-        req.retracting = False
         if not req.done:
             req.queued_since_s = self.clock()
             self.queue.push_first(req)
@@ -239,16 +236,22 @@ class Engine:
         return retracted
 
     def _retract_until_it_fits(self, candidates: I32, growing: I32) -> tuple[I32, I32]:
-        """Retract the latest admitted requests; the oldest always stays, if need be idle for this step."""
-        rows = self.pool.rows
+        """Retract the latest admitted requests until the others can go on, at once or when leaving rows are free.
+
+        The oldest always stays, unless it is alone: what it lacks are then its own copies of pages that the cache
+        has too, and it starts again from the cache.
+        """
+        rows, pool = self.pool.rows, self.pool
         by_age = sorted((r for r in rows.running() if not r.retracting), key=lambda r: r.admitted)
-        while len(growing) > self.pool.available_pages and len(by_age) > 1:
+        coming = sum(len(rows.private_pages(row)) for row in rows.leaving())
+        while len(growing) > pool.available_pages + coming and (len(by_age) > 1 or rows.used_rows == 1):
             victim = by_age.pop()
-            row = victim.row
+            row, pages = victim.row, len(rows.private_pages(victim.row))
             self.retract(victim)
+            coming += pages if victim.retracting else 0
             candidates, growing = candidates[candidates != row], growing[growing != row]
         self.budget.after_retraction(rows)
-        if len(growing) > self.pool.available_pages:  # pages of the retracted come free with the next answers
+        if len(growing) > pool.available_pages:
             candidates, growing = np.setdiff1d(candidates, growing).astype(np.int32), NONE
         return candidates, growing
 

@@ -1,12 +1,13 @@
 """Changes of a radix cache as `KvEvents`, for routers outside that want to know who holds which prefix.
 
 A page is named by a 63-bit hash of its tokens and of the page before it, so equal prefixes have equal names on every
-engine. Salts enter the first hash.
+engine. Salts enter the first hash. An event holds net changes: no page is both stored and removed in it.
 """
 
 from __future__ import annotations
 
 import hashlib
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -14,45 +15,56 @@ import numpy.typing as npt
 from shared import messages as m
 
 I32 = npt.NDArray[np.int32]
-MAX_PENDING_BLOCKS = 65_536
+MAX_EVENT_TOKENS = 1 << 18
+"""Bounds one message to about 2 MB of JSON; a page counts as its tokens and 8 more."""
 
 
 class KvEventLog:
-    """Collects changes between two `take`s; implements `radix_cache.CacheObserver`."""
+    """Collects changes between two `take`s; implements `radix_cache.CacheObserver`. Lives as long as a session."""
 
     def __init__(self, engine_id: str, page_size: int) -> None:
         self._engine_id, self._page_size = engine_id, page_size
+        self._max_blocks = max(MAX_EVENT_TOKENS // (page_size + 8), 1)
         self._seq = 0
-        self._stored: list[m.KvBlock] = []
-        self._removed: list[int] = []
-        self._cleared = False
+        self._stored: dict[int, m.KvBlock] = {}
+        self._removed: dict[int, None] = {}  # a set in order
+        self._cleared = True  # a new session starts with an empty cache, whatever was heard of the one before
 
     def stored(self, before: I32, tokens: I32, salt: str) -> None:
         parent = self._hashes(before, salt)[-1] if len(before) else None
         for at in range(0, len(tokens), self._page_size):
             page = tokens[at : at + self._page_size]
             name = self._hash(parent, page, salt)
-            self._stored.append(m.KvBlock(name, parent, page.tolist()))
+            if name in self._removed:
+                del self._removed[name]
+            else:
+                self._stored[name] = m.KvBlock(name, parent, page.tolist())
             parent = name
 
     def removed(self, path: I32, count: int, salt: str) -> None:
-        self._removed += self._hashes(path, salt)[len(path) // self._page_size - count // self._page_size :]
+        for name in self._hashes(path, salt)[len(path) // self._page_size - count // self._page_size :]:
+            if name in self._stored:
+                del self._stored[name]
+            else:
+                self._removed[name] = None
 
     def cleared(self) -> None:
-        self._stored, self._removed, self._cleared = [], [], True
+        self._stored, self._removed, self._cleared = {}, {}, True
 
     def take(self) -> m.KvEvents | None:
-        """What changed since the last call; None if nothing did."""
+        """The next part of what changed since the last call; None if nothing is left to tell."""
         if not (self._stored or self._removed or self._cleared):
             return None
-        if len(self._stored) + len(self._removed) > MAX_PENDING_BLOCKS:
-            self._stored, self._removed, self._cleared = [], [], True  # listeners start over
+        stored = list(islice(self._stored, self._max_blocks))
+        removed = list(islice(self._removed, self._max_blocks))
         event = m.KvEvents(
             engine_id=self._engine_id, seq=self._seq, page_size=self._page_size,
-            stored=self._stored, removed=self._removed, cleared=self._cleared,
+            stored=[self._stored.pop(name) for name in stored], removed=removed, cleared=self._cleared,
         )  # fmt: skip
+        for name in removed:
+            del self._removed[name]
         self._seq += 1
-        self._stored, self._removed, self._cleared = [], [], False
+        self._cleared = False
         return event
 
     def _hashes(self, tokens: I32, salt: str) -> list[int]:

@@ -19,6 +19,7 @@ class PageAllocator:
         # Descending, so that pops from the end give ascending ids: few, long runs on the wire.
         self._stack = np.arange(num_pages, 0, -1, dtype=np.int32)
         self._free = num_pages
+        self._is_free = np.ones(num_pages + 1, np.bool_)  # by page id; finds a page that is freed twice
 
     @property
     def free_pages(self) -> int:
@@ -28,12 +29,15 @@ class PageAllocator:
         """Take `count` pages, [count] int32. The caller has checked `free_pages`."""
         assert 0 <= count <= self._free, f"alloc of {count} pages with {self._free} free"
         self._free -= count
-        return self._stack[self._free : self._free + count][::-1].copy()
+        pages = self._stack[self._free : self._free + count][::-1].copy()
+        self._is_free[pages] = False
+        return pages
 
     def free(self, pages: I32) -> None:
-        """Give pages back; each must be in use and is free afterwards."""
+        """Give distinct pages back; each must be in use and is free afterwards."""
         count = len(pages)
-        assert self._free + count <= self.num_pages, "more pages freed than there are"
+        assert not self._is_free[pages].any(), "a page was freed twice"
+        self._is_free[pages] = True
         self._stack[self._free : self._free + count] = pages[::-1]
         self._free += count
 

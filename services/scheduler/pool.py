@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from services.scheduler.page_allocator import PageAllocator
 from services.scheduler.radix_cache import CacheObserver, RadixCache
-from services.scheduler.request import Req
+from services.scheduler.request import Found, Req
 from services.scheduler.rows import RowTable
 
 I32 = npt.NDArray[np.int32]
@@ -64,7 +64,15 @@ class Pool:
 
     def match_len(self, req: Req) -> int:
         """Tokens of a waiting request that are cached now."""
-        return self.cache.match_len(req.ids[: req.match_limit], req.cache_salt) if self._share else 0
+        if not self._share:
+            return 0
+        cache, found = self.cache, req.found
+        if found is None or found.cache is not cache:
+            found = req.found = Found(cache)
+        if found.version != cache.version:
+            found.node, found.tokens = cache.find(req.ids[: req.match_limit], req.cache_salt, found.node)
+            found.version = cache.version
+        return found.tokens
 
     def share_computed(self, req: Req, tokens: int) -> None:
         """Put the first `tokens` of a running row into the cache; the row goes on using its own pages.
@@ -77,7 +85,9 @@ class Pool:
             return
         row, size = req.row, self.page_size
         rows = self.rows
-        node, had = self.cache.insert(rows.tokens[row, : full * size], rows.page_table[row, :full], req.cache_salt)
+        node, had = self.cache.insert(
+            rows.tokens[row, : full * size], rows.page_table[row, :full], req.cache_salt, behind=req.node
+        )
         rows.private[row, had:full] = False
         self.cache.lock(node)
         self.unlock(req)
@@ -87,16 +97,14 @@ class Pool:
         """Take the row from a request: what it computed goes to the cache, the rest of its pages is free."""
         rows, row = self.rows, req.row
         self.share_computed(req, int(min(rows.disp_len[row], rows.known_len[row])))
-        n = int(rows.num_pages[row])
-        self.allocator.free(rows.page_table[row, :n][rows.private[row, :n]])
+        self.allocator.free(rows.private_pages(row))
         self.unlock(req)
-        req.ids = rows.tokens[row, : int(rows.known_len[row])].copy()
-        req.num_generated = int(rows.out_known[row])
+        rows.detach(req)
         rows.give_back(row)
 
     def check(self) -> None:
         """Assert the invariant; for tests and `/server_info`'s promise."""
         used = self.rows
-        private = sum(int(used.private[r.row, : used.num_pages[r.row]].sum()) for r in used.reqs if r is not None)
+        private = sum(len(used.private_pages(r.row)) for r in used.reqs if r is not None)
         assert private == self.private_pages, f"{private} private pages counted, {self.private_pages} by difference"
         assert np.all(used.in_flight >= 0)

@@ -24,12 +24,18 @@ NO_PAGES = np.empty(0, np.int32)
 
 
 class RadixNode:
-    """One edge and its end. `tokens` has `page_size` tokens for each of `pages`. Owned by the cache."""
+    """One edge and its end. `tokens` has `page_size` tokens for each of `pages`. Owned by the cache.
 
-    __slots__ = ("children", "in_heap", "last_access", "lock_ref", "pages", "parent", "tokens")
+    Outside it serves as a bookmark: while `parent` is set, the path from the root holds `end` tokens that never
+    become others, only fewer.
+    """
 
-    def __init__(self, parent: RadixNode | None, tokens: I32, pages: I32, last_access: int) -> None:
+    __slots__ = ("children", "end", "in_heap", "last_access", "lock_ref", "pages", "parent", "salt", "tokens")
+
+    def __init__(self, parent: RadixNode | None, salt: str, tokens: I32, pages: I32, last_access: int) -> None:
         self.parent = parent
+        self.end: int = len(tokens) + (parent.end if parent is not None else 0)
+        self.salt = salt
         self.tokens = tokens
         self.pages = pages
         self.children: dict[Key, RadixNode] = {}
@@ -66,29 +72,45 @@ class RadixCache:
         self.page_size = page_size
         self.evictable_pages = 0
         self.protected_pages = 0
+        self.version = 0
+        """Grows with every change of what is stored; a match stays true while it stays the same."""
         self._roots: dict[str, RadixNode] = {}
         self._clock = itertools.count(1)
         self._heap: list[tuple[int, int, RadixNode]] = []  # (last access, tie-break, unlocked leaf)
         self._ties = itertools.count()
         self._observer = observer
 
-    def match_len(self, tokens: I32, salt: str = "") -> int:
-        """Tokens of the longest cached prefix, in whole pages. Changes nothing."""
-        node, at = self._roots.get(salt), 0
-        while node is not None and at + self.page_size <= len(tokens):
-            node = node.children.get(self._key(tokens, at))
-            if node is None:
+    def find(self, tokens: I32, salt: str = "", bookmark: RadixNode | None = None) -> tuple[RadixNode | None, int]:
+        """Longest cached prefix of `tokens`, in whole pages. Changes nothing.
+
+        Args:
+            bookmark: the node found earlier for the same tokens; the search goes on from there.
+
+        Returns:
+            The last node that lies on the prefix as a whole, and the prefix's length in tokens.
+        """
+        node = bookmark if bookmark is not None and bookmark.parent is not None else self._roots.get(salt)
+        if node is None:
+            return None, 0
+        at = node.end
+        while at + self.page_size <= len(tokens):
+            child = node.children.get(self._key(tokens, at))
+            if child is None:
                 break
-            same = self._common(node.tokens, tokens[at:])
+            same = self._common(child.tokens, tokens[at:])
             at += same
-            if same < len(node.tokens):
+            if same < len(child.tokens):
                 break
-        return at
+            node = child
+        return node, at
 
     def match_prefix(self, tokens: I32, salt: str = "") -> Match:
         """Longest cached prefix of `tokens`, in whole pages; a node is split where the match ends inside it."""
-        node, now = self._root(salt), next(self._clock)
-        at, pages = 0, []
+        return self._descend(self._root(salt), tokens)
+
+    def _descend(self, node: RadixNode, tokens: I32) -> Match:
+        """`match_prefix` from `node`, on whose path `tokens` lie, with the pages after it only."""
+        now, at, pages = next(self._clock), node.end, []
         while at + self.page_size <= len(tokens):
             child = node.children.get(self._key(tokens, at))
             if child is None:
@@ -101,21 +123,28 @@ class RadixCache:
             node, at = child, at + same
         return Match(node, np.concatenate(pages) if pages else NO_PAGES)
 
-    def insert(self, tokens: I32, pages: I32, salt: str = "") -> tuple[RadixNode, int]:
+    def insert(
+        self, tokens: I32, pages: I32, salt: str = "", behind: RadixNode | None = None
+    ) -> tuple[RadixNode, int]:
         """Store the pages of `tokens`; len(tokens) = len(pages) * page_size.
+
+        Args:
+            behind: a locked node on whose path `tokens` are known to lie: the walk there is saved.
 
         Returns:
             The node where `tokens` ends, and how many leading pages the tree already had: those of the caller's
             pages stay the caller's, the rest belongs to the tree from now on.
         """
         assert len(tokens) == len(pages) * self.page_size
-        match = self.match_prefix(tokens, salt)
-        had = len(match.pages)
+        start = self._root(salt) if behind is None else behind
+        match = self._descend(start, tokens)
+        had = start.end // self.page_size + len(match.pages)
         if had == len(pages):
             return match.node, had
         at = had * self.page_size
-        leaf = RadixNode(match.node, tokens[at:].copy(), pages[had:].copy(), next(self._clock))
+        leaf = RadixNode(match.node, salt, tokens[at:].copy(), pages[had:].copy(), next(self._clock))
         match.node.children[self._key(tokens, at)] = leaf
+        self.version += 1
         self.evictable_pages += len(leaf.pages)
         self._offer(leaf)
         if self._observer is not None:
@@ -123,9 +152,11 @@ class RadixCache:
         return leaf, had
 
     def lock(self, node: RadixNode) -> None:
-        """Protect the path from the root to `node` from eviction."""
+        """Protect the path from the root to `node` from eviction; it is used now."""
+        now = next(self._clock)
         at: RadixNode | None = node
         while at is not None:
+            at.last_access = now
             if at.lock_ref == 0:
                 self.evictable_pages -= len(at.pages)
                 self.protected_pages += len(at.pages)
@@ -142,6 +173,7 @@ class RadixCache:
                 self.evictable_pages += len(at.pages)
                 self.protected_pages -= len(at.pages)
                 self._offer(at)
+                self._forget_if_empty(at)
             at = at.parent
 
     def evict(self, count: int) -> I32:
@@ -173,17 +205,20 @@ class RadixCache:
         if self._observer is not None:
             self._observer.removed(*self._path(node, count * self.page_size))
         dropped = node.pages[len(node.pages) - count :]
+        self.version += 1
         self.evictable_pages -= count
         parent = node.parent
         assert parent is not None
         if count < len(node.pages):
             node.pages = node.pages[:-count].copy()
             node.tokens = node.tokens[: -count * self.page_size].copy()
+            node.end -= count * self.page_size
             self._offer(node)
         else:
             del parent.children[self._key(node.tokens, 0)]
             node.parent = None
             self._offer(parent)
+            self._forget_if_empty(parent)
         return dropped
 
     def _offer(self, node: RadixNode) -> None:
@@ -198,7 +233,7 @@ class RadixCache:
         parent = node.parent
         assert parent is not None
         assert 0 < at < len(node.tokens)
-        upper = RadixNode(parent, node.tokens[:at], node.pages[:cut], node.last_access)
+        upper = RadixNode(parent, node.salt, node.tokens[:at], node.pages[:cut], node.last_access)
         upper.lock_ref = node.lock_ref
         parent.children[self._key(node.tokens, 0)] = upper
         node.tokens, node.pages, node.parent = node.tokens[at:], node.pages[cut:], upper
@@ -208,11 +243,13 @@ class RadixCache:
     def _root(self, salt: str) -> RadixNode:
         root = self._roots.get(salt)
         if root is None:
-            # Salts come from clients: forget the roots of those whose last page is gone.
-            for name in [s for s, r in self._roots.items() if not r.children and not r.lock_ref]:
-                del self._roots[name]
-            root = self._roots[salt] = RadixNode(None, NO_PAGES, NO_PAGES, 0)
+            root = self._roots[salt] = RadixNode(None, salt, NO_PAGES, NO_PAGES, 0)
         return root
+
+    def _forget_if_empty(self, node: RadixNode) -> None:
+        """Salts come from clients: the root of one whose last page is gone does not stay."""
+        if node.parent is None and not node.children and not node.lock_ref:
+            self._roots.pop(node.salt, None)
 
     def _key(self, tokens: I32, at: int) -> Key:
         if self.page_size == 1:
@@ -222,9 +259,7 @@ class RadixCache:
     def _common(self, a: I32, b: I32) -> int:
         """Length of the common prefix, rounded down to whole pages."""
         n = min(len(a), len(b))
-        differ = a[:n] != b[:n]
-        first = int(differ.argmax()) if n else 0
-        same = first if n and differ[first] else n
+        same = n if a[:n].tobytes() == b[:n].tobytes() else int((a[:n] != b[:n]).argmax())
         return same - same % self.page_size
 
     def _path(self, node: RadixNode, count: int) -> tuple[I32, int, str]:
@@ -233,5 +268,4 @@ class RadixCache:
         while at.parent is not None:
             parts.append(at.tokens)
             at = at.parent
-        salt = next(s for s, r in self._roots.items() if r is at)
-        return np.concatenate(parts[::-1]), count, salt
+        return np.concatenate(parts[::-1]), count, node.salt

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.scheduler.radix_cache import RadixNode
+from services.scheduler.radix_cache import RadixCache, RadixNode
 from shared import messages as m
 from shared.sampling import SamplingParams
 
 I32 = npt.NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Found:
+    """A waiting request's cached prefix, as of `version` of `cache`."""
+
+    cache: RadixCache
+    version: int = -1
+    node: RadixNode | None = None
+    tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +55,10 @@ class Req:
     num_generated: int = 0
     cached_tokens: int = -1
     """Prompt tokens found in the cache at the first admission; -1 before."""
+    cached_untold: int = -1
+    """Of these, what its tokenizer has still to be told; -1 = nothing."""
+    found: Found | None = None
+    """What of `ids` was cached when somebody asked last."""
     row: int = -1
     node: RadixNode | None = None
     """Locked end of the cached path that the row stands on."""
@@ -55,7 +69,7 @@ class Req:
     """Has had its last word; whatever still arrives for it is ignored."""
     queued_since_s: float = 0.0
     losses: int = 0
-    """Sessions that ended while it ran; a request that takes engines down is not tried for ever."""
+    """Engines that failed while it ran; a request that takes engines down is not tried for ever."""
 
     @classmethod
     def from_message(cls, msg: m.TokenizedRequest, now_s: float) -> Req:

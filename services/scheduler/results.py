@@ -35,7 +35,9 @@ def apply(engine: Engine, result: m.StepResult) -> None:
         )
     engine.in_flight.popleft()
     rows = engine.pool.rows
-    engine.stages.seconds["wait"] += engine.clock() - record.sent_s
+    now = engine.clock()
+    engine.stages.seconds["wait"] += now - max(record.sent_s, engine.answered_s)
+    engine.answered_s = now
     rows.in_flight[record.touched] -= 1
     if result.prompt_counts is not None:
         _prompt_logprobs(engine, record, result)

@@ -81,17 +81,25 @@ class RowTable:
         self.done[row] = False
         self.handle[row] = req.handle
         self.owner[row] = owner
-        self.cached_report[row] = -1
+        self.cached_report[row] = req.cached_untold
         self.reqs[row] = req
         req.row = row
         return row
 
-    def give_back(self, row: int) -> None:
-        """The row is free; its request keeps its own copy of the tokens."""
-        assert self.in_flight[row] == 0
-        req = self.reqs[row]
-        assert req is not None
+    def detach(self, req: Req) -> None:
+        """The request takes its tokens along and can wait again; the row is still to be given back."""
+        row = req.row
+        req.ids = self.tokens[row, : int(self.known_len[row])].copy()
+        req.num_generated = int(self.out_known[row])
+        req.cached_untold = int(self.cached_report[row])
+        req.found = None
+        req.retracting = False
         req.row = -1
+
+    def give_back(self, row: int) -> None:
+        """The row is free."""
+        assert self.in_flight[row] == 0
+        assert self.reqs[row] is not None
         self.reqs[row] = None
         self.done[row] = True
         self.decoding[row] = False
@@ -103,6 +111,15 @@ class RowTable:
         self.page_table[row, at : at + len(pages)] = pages
         self.private[row, at : at + len(pages)] = private
         self.num_pages[row] = at + len(pages)
+
+    def private_pages(self, row: int) -> I32:
+        """Pages of the row that are not in the radix cache."""
+        n = int(self.num_pages[row])
+        return self.page_table[row, :n][self.private[row, :n]]
+
+    def leaving(self) -> list[int]:
+        """Rows of ended and retracted requests; free when the last plan that touches them is answered."""
+        return [r.row for r in self.reqs if r is not None and (r.done or r.retracting)]
 
     def decode_candidates(self) -> I32:
         """Rows that may take another decode step, [D]."""

@@ -17,7 +17,15 @@ from services.scheduler.request import Req
 from services.scheduler.stages import Stages
 from services.scheduler.totals import Totals
 from shared import messages as m
-from shared.errors import ContextLengthExceeded, DeadlineExceeded, Overloaded, RhizomeError, Unavailable, WireError
+from shared.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    RhizomeError,
+    Unavailable,
+    WireError,
+)
 from shared.log import Log
 
 MAX_LOSSES = 3
@@ -52,13 +60,21 @@ class Scheduler:
     def running_reqs(self) -> int:
         return sum(len(e.pool.rows.running()) for e in self.engines.values())
 
+    @property
+    def idle(self) -> bool:
+        """No request is left."""
+        return not self._reqs
+
     def submit(self, msg: m.TokenizedRequest) -> m.Queued:
         """[walk 3] Queue a request.
 
         Raises:
+            InvalidRequest: the prompt is empty.
             Overloaded: the queue is full.
             ContextLengthExceeded: the prompt fits no engine.
         """
+        if len(msg.input_ids) == 0:
+            raise InvalidRequest("the prompt has no tokens: give at least one")
         if self.queue_reqs >= self.config.max_queued_requests:
             raise Overloaded(f"{self.queue_reqs} requests are waiting: try again later or raise --max-queued-requests")
         req = Req.from_message(msg, self.clock())
@@ -106,15 +122,14 @@ class Scheduler:
         for req in sorted(waiting, key=lambda r: r.arrived_s):
             self._route(req)
 
-    def close(self, engine: Engine, reason: str) -> None:
+    def close(self, engine: Engine, reason: str, *, failed: bool = True) -> None:
         """End a session: its requests are queued again with the tokens they have."""
         if self.engines.get(engine.info.engine_id) is not engine:
             return
         del self.engines[engine.info.engine_id]
-        dropped = engine.drop()
+        dropped = engine.drop(failed=failed)
         self.log.warning("engine left", engine=engine.info.engine_id, reason=reason, requests=len(dropped))
         for req in dropped:
-            req.losses += req.cached_tokens >= 0
             if req.losses > MAX_LOSSES:
                 fault = RhizomeError(f"the request was running on {req.losses} engines that failed: not tried again")
                 self.outbox.failed(req, fault, total=req.num_generated)
@@ -128,11 +143,11 @@ class Scheduler:
         engine.heard_s = self.clock()
         engine.info = info
         if info.state == "draining":
-            self.close(engine, "draining")
+            self.close(engine, "draining", failed=False)
 
-    def engine_left(self, name: str, before: Callable[[Engine], bool] = lambda _: True) -> None:
+    def engine_left(self, name: str) -> None:
         """A worker process of the engine called `name` is gone."""
-        for engine in [e for e in self.engines.values() if e.info.name == name and before(e)]:
+        for engine in [e for e in self.engines.values() if e.info.name == name]:
             self.close(engine, "worker gone")
 
     def by_session(self, session: str) -> Engine | None:
@@ -202,18 +217,18 @@ class Scheduler:
         req.max_new_tokens = min(req.max_new_tokens, capacity - req.prompt_len)
 
     def _route(self, req: Req) -> None:
-        engine = router.choose(self.engines.values(), req)
-        self._reqs[(req.tokenizer_id, req.handle)] = (req, engine)
-        if engine is None:
-            self.unrouted.append(req)
-            return
         try:
             self._fit(req)
         except ContextLengthExceeded as fault:  # came before its engine was known
             self.outbox.failed(req, fault, total=req.num_generated)
             self._ended(req)
             return
-        engine.push(req)
+        engine = router.choose(self.engines.values(), req)
+        self._reqs[(req.tokenizer_id, req.handle)] = (req, engine)
+        if engine is None:
+            self.unrouted.append(req)
+        else:
+            engine.push(req)
 
     def _abort(self, key: tuple[str, int], *, silent: bool) -> None:
         req, engine = self._reqs.get(key, (None, None))

@@ -34,15 +34,19 @@ class SchedulerService:
         self._sending = False
         self._pump_due = False
         self._sessions = 0
+        self._idle = asyncio.Event()
+        """No request is left, and everything was said."""
 
     async def start(self) -> None:
         """Subscribe, announce, be ready."""
         actor, subjects = self._actor, self._actor.subjects
-        await actor.on(subjects.scheduler_engines(actor.name), m.EngineInfo, self._on_engine)
+        await actor.on(subjects.scheduler_result(f"{actor.id}.*"), m.StepResult, self._on_step_result)
+        await actor.on(subjects.scheduler_fault(f"{actor.id}.*"), m.EngineFault, self._on_fault)
         await actor.on(subjects.scheduler_abort(actor.id), m.AbortHandles, self._on_abort)
         await actor.serve(subjects.scheduler_info(actor.id), m.Empty, self._on_info)
         await actor.serve(subjects.scheduler_flush(actor.id), m.Empty, self._on_flush)
         await actor.serve(subjects.schedule, m.TokenizedRequest, self._on_request, queue="scheduler")
+        await actor.on(subjects.scheduler_engines(actor.name), m.EngineInfo, self._on_engine)
         await self._peers.attach(actor)
         await actor.on(subjects.goodbye, m.Goodbye, self._on_goodbye)
         await actor.start()
@@ -50,9 +54,10 @@ class SchedulerService:
         actor.spawn(self._tick_forever())
 
     async def drain(self) -> None:
-        """Finish what runs; the actor bounds the time."""
-        while self.scheduler.running_reqs or self.scheduler.queue_reqs:
-            await asyncio.sleep(0.05)
+        """Take no more requests and finish those that there are; the actor bounds the time."""
+        await self._actor.leave_queues()
+        await self._pump()
+        await self._idle.wait()
 
     async def _on_request(self, msg: m.TokenizedRequest) -> m.Queued:
         queued = self.scheduler.submit(msg)
@@ -80,13 +85,8 @@ class SchedulerService:
         if info.engine_id in self.scheduler.engines:
             self.scheduler.heard(info)
         elif info.state == "ready":
-            session = f"{self._actor.id}-s{self._sessions}"
+            self.scheduler.open(info, f"{self._actor.id}.{self._sessions}")
             self._sessions += 1
-            subjects = self._actor.subjects
-            await self._actor.on(subjects.scheduler_result(session), m.StepResult, self._on_step_result)
-            await self._actor.on(subjects.scheduler_fault(session), m.EngineFault, self._on_fault)
-            await self._actor.bus.flush()
-            self.scheduler.open(info, session)
         await self._tell_engines()
         await self._pump()
 
@@ -136,12 +136,13 @@ class SchedulerService:
     async def _pump(self) -> None:
         """[walk 6] Send every plan that can be sent and all that there is to tell."""
         scheduler, subjects = self.scheduler, self._actor.subjects
+        self._idle.clear()
         for engine_id, plan in scheduler.plans():
             self._out.append((subjects.engine_plan(engine_id), plan))
         for tokenizer_id, batch in scheduler.outbox.take():
             self._out.append((subjects.tokenizer_tokens(tokenizer_id), batch))
         for engine in scheduler.engines.values():
-            if engine.kv_log is not None and (events := engine.kv_log.take()) is not None:
+            while engine.kv_log is not None and (events := engine.kv_log.take()) is not None:
                 self._out.append((subjects.kv_events(engine.info.engine_id), events))
         if self._sending:
             return  # the call that is sending takes these along
@@ -153,3 +154,7 @@ class SchedulerService:
                     await self._actor.send(subject, msg)
         finally:
             self._sending = False
+            if self._out:  # one message could not be sent; the others can
+                self._pump_soon()
+        if scheduler.idle:
+            self._idle.set()

@@ -1,7 +1,7 @@
 """Where a scheduler step's time goes: seconds by stage, and the mean per step.
 
-Stages: receive (decode a result), order, admit, plan, publish (encode), apply, and wait: from a plan's departure to
-its answer, less what lay behind it in the pipeline. `admit` includes `order`.
+Stages: order, admit, plan, publish (encode and send), apply, and wait: for the answer to a plan, counted from its
+departure or, where that was later, from the answer before it. `admit` includes `order`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NAMES = ("receive", "order", "admit", "plan", "publish", "apply", "wait")
+NAMES = ("order", "admit", "plan", "publish", "apply", "wait")
 
 
 class Stages:

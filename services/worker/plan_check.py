@@ -1,0 +1,164 @@
+"""Refuse plans that would read or write outside the rows, the pool or the context.
+
+A plan comes over the bus and may be wrong in any way; nothing of it is applied before it passed here. Vectorised
+over rows and tokens: a pure decode plan costs a few comparisons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.worker.rows import I64, Rows
+from shared.errors import InvalidRequest
+from shared.messages.step import RowInit, StepPlan
+
+_NONE: I64 = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a plan must stay within."""
+
+    num_pages: int
+    context_length: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The arrays of a checked plan as int64, absent ones empty. Letters as in `shared.messages.step`."""
+
+    new_rows: list[RowInit]
+    page_rows: I64
+    page_starts: I64
+    page_lens: I64
+    ext_rows: I64
+    ext_starts: I64
+    ext_lens: I64
+    ext_tokens: I64
+    ext_sample: I64
+    ext_lp_starts: I64
+    ext_next: I64
+    decode_rows: I64
+
+
+def check_plan(plan: StepPlan, rows: Rows, limits: Limits, last_decode_rows: I64) -> Work:
+    """A plan in the form the engine works with.
+
+    Args:
+        last_decode_rows: what `decode_rows=None` stands for.
+
+    Raises:
+        InvalidRequest: saying which array is wrong and how.
+    """
+    ext_rows = _array(plan.ext_rows)
+    lp = plan.ext_lp_starts is not None
+    work = Work(
+        new_rows=plan.new_rows,
+        page_rows=_array(plan.page_rows),
+        page_starts=_array(plan.page_starts),
+        page_lens=_array(plan.page_lens),
+        ext_rows=ext_rows,
+        ext_starts=_array(plan.ext_starts),
+        ext_lens=_array(plan.ext_lens),
+        ext_tokens=_array(plan.ext_tokens),
+        ext_sample=_array(plan.ext_sample),
+        ext_lp_starts=_array(plan.ext_lp_starts) if lp else np.full_like(ext_rows, -1),
+        ext_next=_array(plan.ext_next) if lp else np.full_like(ext_rows, -1),
+        decode_rows=last_decode_rows if plan.decode_rows is None else _array(plan.decode_rows),
+    )
+    _check_new_rows(work.new_rows, rows.max_rows, limits.vocab_size)
+    pages, lengths, has_token = _state_after_pages(work, rows, limits)
+    capacity = np.minimum(pages * rows.page_size, limits.context_length)
+    _check_extends(work, rows, limits, capacity)
+    _check_decodes(work, rows, lengths, has_token, capacity)
+    return work
+
+
+def _array(values: object) -> I64:
+    if values is None:
+        return _NONE
+    out = np.asarray(values)
+    _require(out.ndim == 1, f"an array of {out.ndim} dimensions, all are vectors")
+    return out.astype(np.int64)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidRequest(f"plan: {message}")
+
+
+def _within(name: str, values: I64, low: int, stop: int) -> None:
+    if len(values) and not (values.min() >= low and values.max() < stop):
+        bad = values[(values < low) | (values >= stop)][0]
+        raise InvalidRequest(f"plan: {name} {bad} is not in {low}..{stop - 1}")
+
+
+def _check_new_rows(inits: list[RowInit], max_rows: int, vocab: int) -> None:
+    for init in inits:
+        _require(0 <= init.row < max_rows, f"new row {init.row} is not in 0..{max_rows - 1}")
+        _require(init.temperature >= 0, f"new row {init.row}: temperature {init.temperature} is negative")
+        _require(init.repetition_penalty > 0, f"new row {init.row}: repetition_penalty must be positive")
+        _require(init.num_generated >= 0 and init.min_new_tokens >= 0, f"new row {init.row}: a negative count")
+        for name, ids in (("stop_ids", init.stop_ids), ("history_ids", init.history_ids),
+                          ("output_ids", init.output_ids)):  # fmt: skip
+            _within(f"new row {init.row}: {name}", np.array(ids, np.int64), 0, vocab)
+        for key in init.logit_bias:
+            _require(key.isascii() and key.isdigit() and len(key) < 11 and int(key) < vocab,
+                     f"new row {init.row}: logit_bias id {key!r} is outside the vocabulary of {vocab}")  # fmt: skip
+
+
+def _state_after_pages(work: Work, rows: Rows, limits: Limits) -> tuple[I64, I64, np.ndarray]:
+    """Pages, length and having a token of every row once `new_rows` and page runs are applied."""
+    pages, lengths, has_token = rows.num_pages, rows.lengths, rows.has_token
+    if work.new_rows:
+        new = [init.row for init in work.new_rows]
+        _require(len(set(new)) == len(new), "a row is given away twice")
+        pages, lengths, has_token = pages.copy(), lengths.copy(), has_token.copy()
+        pages[new], lengths[new], has_token[new] = 0, 0, False
+    if len(work.page_rows) or len(work.page_starts) or len(work.page_lens):
+        count = len(work.page_rows)
+        _require(len(work.page_starts) == len(work.page_lens) == count, "page_rows, page_starts, page_lens differ")
+        _within("page_rows", work.page_rows, 0, rows.max_rows)
+        _within("page_lens", work.page_lens, 1, limits.num_pages + 1)
+        _within("page_starts", work.page_starts, 1, limits.num_pages + 1)
+        _within("last page of a run", work.page_starts + work.page_lens - 1, 1, limits.num_pages + 1)
+        pages = pages.copy()
+        np.add.at(pages, work.page_rows, work.page_lens)
+        _within("pages of a row", pages[work.page_rows], 0, rows.max_pages_per_row + 1)
+    return pages, lengths, has_token
+
+
+def _check_extends(work: Work, rows: Rows, limits: Limits, capacity: I64) -> None:
+    count = len(work.ext_rows)
+    for name in ("ext_starts", "ext_lens", "ext_sample", "ext_lp_starts", "ext_next"):
+        got = len(getattr(work, name))
+        _require(got == count, f"{name} has {got} entries for {count} extend rows")
+    _within("ext_rows", work.ext_rows, 0, rows.max_rows)
+    _require(len(np.unique(work.ext_rows)) == count, "a row is extended twice")
+    _within("ext_lens", work.ext_lens, 1, limits.context_length + 1)
+    _within("ext_starts", work.ext_starts, 0, limits.context_length)
+    total = int(work.ext_lens.sum())
+    _require(len(work.ext_tokens) == total, f"{len(work.ext_tokens)} ext_tokens for ext_lens of {total}")
+    _within("ext_tokens", work.ext_tokens, 0, limits.vocab_size)
+    _within("ext_next", work.ext_next, -1, limits.vocab_size)
+    _check_room(work.ext_rows, work.ext_starts + work.ext_lens, capacity)
+
+
+def _check_decodes(work: Work, rows: Rows, lengths: I64, has_token: np.ndarray, capacity: I64) -> None:
+    decode = work.decode_rows
+    _within("decode_rows", decode, 0, rows.max_rows)
+    _require(len(np.unique(decode)) == len(decode), "a row is decoded twice")
+    _require(not len(np.intersect1d(decode, work.ext_rows)), "a row is both extended and decoded")
+    without = decode[~has_token[decode]]
+    _require(not len(without), f"row {without[:1]} is decoded but has no sampled token")
+    _check_room(decode, lengths[decode] + 1, capacity)
+
+
+def _check_room(rows: I64, ends: I64, capacity: I64) -> None:
+    over = ends > capacity[rows]
+    if over.any():
+        row, end = rows[over][0], ends[over][0]
+        raise InvalidRequest(f"plan: row {row} would hold {end} tokens, its pages and the context {capacity[row]}")

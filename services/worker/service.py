@@ -1,0 +1,192 @@
+"""[walk 6] The worker on the bus: plans in, results out, and the life of a rank.
+
+The event loop only moves messages. One device thread, a single-worker executor, builds the engine and executes plans
+in order of arrival; its results come back to the loop, which publishes them. Rank 0 answers and announces the engine;
+every rank subscribes to the engine's plans and may report a fault.
+
+When a tensor-parallel group cannot go on (a rank died, ranks did not meet within the group's timeout, or one failed in
+the middle of a plan so that the others wait in a collective), every rank exits with status 1: gloo ends the others'
+collectives, goodbyes and silence end idle ranks. The supervisor restarts all ranks, which form a new engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.worker.config import WorkerConfig
+from services.worker.engine_spec import EngineSpec
+from shared import messages as m
+from shared.actor import HEARTBEAT_S, Actor
+from shared.bus import Bus
+from shared.log import Log
+from shared.peers import Peers
+
+DRAIN_QUIET_S = 1.0
+"""A draining engine that got no plan for this long has nothing left to do."""
+_STAGES = ("queued", "prepare", "forward", "sample")
+
+
+class EngineLike(Protocol):
+    """What the service needs of an engine (`engine.py`)."""
+
+    spec: EngineSpec
+    session: str
+    last_seq: int
+
+    @property
+    def is_first(self) -> bool: ...
+    def execute(self, plan: m.StepPlan, arrived_s: float | None = None) -> m.StepResult | m.EngineFault | None: ...
+    def fail(self, plan: m.StepPlan, message: str) -> m.EngineFault: ...
+    def meet(self) -> None: ...
+    def memory_bytes(self) -> int: ...
+
+
+class WorkerService:
+    """One rank. Lives as long as the process."""
+
+    def __init__(
+        self, config: WorkerConfig, bus: Bus, log: Log, build: Callable[[WorkerConfig, str], EngineLike]
+    ) -> None:
+        """
+        Args:
+            build: makes the engine, on the device thread, from the configuration and this instance's id.
+        """
+        self.actor = Actor("worker", config.rank_common, bus, log)
+        self._config, self._build = config, build
+        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._engine: EngineLike | None = None
+        self._unanswered = 0
+        self._plan_came = asyncio.Event()
+        self._broken = asyncio.Event()
+        registry = self.actor.registry
+        self._steps = Counter("worker_steps", "Plans executed", registry=registry)
+        self._tokens = Counter("worker_sampled_tokens", "Tokens sampled", registry=registry)
+        self._faults = Counter("worker_faults", "Sessions ended by this rank", ["reason"], registry=registry)
+        self._seconds = Histogram("worker_step_seconds", "Time of a step by stage", ["stage"], registry=registry)
+        self._memory = Gauge("worker_memory_bytes", "Memory of this rank", registry=registry)
+
+    @property
+    def engine(self) -> EngineLike:
+        assert self._engine is not None
+        return self._engine
+
+    async def run(self) -> int:
+        """Start, serve until SIGTERM or until the group breaks; returns the exit status.
+
+        Raises:
+            ConfigError: the engine cannot be built.
+        """
+        await self.start()
+        serving = asyncio.create_task(self.actor.run(self.drain))
+        broken = asyncio.create_task(self._broken.wait())
+        await asyncio.wait({serving, broken}, return_when=asyncio.FIRST_COMPLETED)
+        broken.cancel()
+        if serving.done():
+            await serving
+            return 0
+        serving.cancel()
+        await self.actor.stop("its group is broken")
+        return 1
+
+    async def start(self) -> None:
+        """Build the engine, subscribe, and announce it once every rank listens."""
+        await self.actor.start()
+        loop = asyncio.get_running_loop()
+        started_s = time.perf_counter()
+        self._engine = await loop.run_in_executor(self._device, self._build, self._config, self.actor.id)
+        spec = self.engine.spec
+        await self.actor.on(self.actor.subjects.engine_plan(spec.engine_id), m.StepPlan, self._on_plan)
+        if spec.tp_size > 1:
+            await Peers(self._on_lost).attach(self.actor)
+        await self.actor.bus.flush()
+        await loop.run_in_executor(self._device, self.engine.meet)
+        await self.actor.set_state("ready")
+        self.actor.log.info("engine", **_shown(spec), seconds=time.perf_counter() - started_s)
+        if self.engine.is_first:
+            self.actor.spawn(self._announce_forever())
+
+    async def drain(self) -> None:
+        """Tell the scheduler, then execute what still comes until it is quiet."""
+        if self.engine.is_first:
+            await self._announce()
+        while self._unanswered or self.engine.session:
+            self._plan_came.clear()
+            try:
+                await asyncio.wait_for(self._plan_came.wait(), DRAIN_QUIET_S)
+            except TimeoutError:
+                if not self._unanswered:
+                    return
+
+    def _on_plan(self, plan: m.StepPlan) -> None:
+        if self._broken.is_set():
+            return
+        self._unanswered += 1
+        self._plan_came.set()
+        loop = asyncio.get_running_loop()
+        future = self._device.submit(self.engine.execute, plan, time.perf_counter())
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._executed, plan, done))
+
+    def _executed(self, plan: m.StepPlan, done: Future[m.StepResult | m.EngineFault | None]) -> None:
+        """On the loop: publish what a plan came to. A failure ends the session, in a group the process."""
+        self._unanswered -= 1
+        failure = done.exception()
+        if failure is None:
+            outcome = done.result()
+        else:
+            self.actor.log.error("plan failed", fault=failure, session=plan.session, seq=plan.seq)
+            outcome = self.engine.fail(plan, f"{type(failure).__name__}: {failure}"[:1000])
+        self.actor.spawn(self._publish(outcome, fatal=failure is not None and self.engine.spec.tp_size > 1))
+
+    async def _publish(self, outcome: m.StepResult | m.EngineFault | None, *, fatal: bool) -> None:
+        subjects = self.actor.subjects
+        if isinstance(outcome, m.StepResult):
+            self._count(outcome)
+            await self.actor.send(subjects.scheduler_result(outcome.session), outcome)
+        elif outcome is not None:
+            self._faults.labels(outcome.reason).inc()
+            self.actor.log.warning("session over", reason=outcome.reason, message=outcome.message, seq=outcome.seq)
+            await self.actor.send(subjects.scheduler_fault(outcome.session), outcome)
+        if fatal:
+            await self.actor.bus.flush()
+            self._broken.set()
+
+    def _count(self, result: m.StepResult) -> None:
+        self._steps.inc()
+        self._tokens.inc(len(result.tokens))
+        for stage in _STAGES:
+            self._seconds.labels(stage).observe(getattr(result.timing, f"{stage}_ms") / 1e3)
+
+    def _on_lost(self, beat: m.Heartbeat, reason: str) -> None:
+        if beat.id in self.engine.spec.group and beat.id != self.actor.id and self.actor.state != "draining":
+            self.actor.log.error("rank lost", rank=self.engine.spec.group.index(beat.id), lost=beat.id, reason=reason)
+            self._broken.set()
+
+    async def _announce_forever(self) -> None:
+        while True:
+            await self._announce()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _announce(self) -> None:
+        spec, memory_bytes = self.engine.spec, self.engine.memory_bytes()
+        self._memory.set(memory_bytes)
+        info = m.EngineInfo(
+            engine_id=spec.engine_id, name=self.actor.name, state=self.actor.state, model=spec.model,
+            tp_size=spec.tp_size, device=spec.device, dtype=spec.dtype, attention_backend=spec.attention_backend,
+            page_size=spec.page_size, num_pages=spec.num_pages, max_rows=spec.max_rows,
+            context_length=spec.context_length, vocab_size=spec.vocab_size, session=self.engine.session,
+            last_seq=self.engine.last_seq, memory_bytes=memory_bytes,
+        )  # fmt: skip
+        await self.actor.send(self.actor.subjects.scheduler_engines(self._config.scheduler_name), info)
+
+
+def _shown(spec: EngineSpec) -> dict[str, Any]:
+    return {
+        "model": spec.model, "device": spec.device, "dtype": spec.dtype, "tp_size": spec.tp_size,
+        "pages": spec.num_pages, "page_size": spec.page_size, "context": spec.context_length,
+    }  # fmt: skip

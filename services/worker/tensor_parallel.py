@@ -1,0 +1,178 @@
+"""How the ranks of one engine share a model and talk to each other.
+
+`Communicator` is the seam: `Alone` for one rank, `GlooGroup` for CPU processes. Model code calls it without asking
+how many ranks there are; nothing here knows plans or messages.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shared.errors import ConfigError
+from shared.model_config import ModelConfig
+
+GROUP_TIMEOUT_S = 60.0
+"""How long a rank waits in a collective for another before it gives the group up."""
+_TEXT_BYTES = 256
+
+
+class Communicator(Protocol):
+    """Collectives between the ranks of an engine. Every rank makes the same calls in the same order."""
+
+    rank: int
+    size: int
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+
+    def gather_columns(self, x: Tensor, widths: list[int]) -> Tensor | None:
+        """Put the ranks' [N, widths[rank]] side by side on rank 0; None elsewhere."""
+
+    def from_first(self, x: Tensor) -> Tensor:
+        """Rank 0's values, in place."""
+
+    def all_integers(self, values: list[int]) -> list[list[int]]:
+        """Every rank's integers (64 bit, the same number of them), by rank."""
+
+    def all_texts(self, text: str) -> list[str]:
+        """Every rank's text (at most 255 bytes), by rank."""
+
+
+class Alone:
+    """The only rank."""
+
+    rank, size = 0, 1
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather_columns(self, x: Tensor, widths: list[int]) -> Tensor | None:
+        return x
+
+    def from_first(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_integers(self, values: list[int]) -> list[list[int]]:
+        return [values]
+
+    def all_texts(self, text: str) -> list[str]:
+        return [text]
+
+
+class GlooGroup:
+    """Ranks on CPUs. A rank that ends breaks its connections, so the others fail at once instead of waiting."""
+
+    def __init__(self, address: str, rank: int, size: int, timeout_s: float = GROUP_TIMEOUT_S) -> None:
+        """Meet the other ranks at `address` (host:port), waiting up to `timeout_s`.
+
+        Raises:
+            ConfigError: they did not come.
+        """
+        if address.startswith(("127.", "localhost:")) and os.path.exists("/sys/class/net/lo"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        try:
+            dist.init_process_group(
+                "gloo", init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+            )
+        except (dist.DistError, RuntimeError, ValueError) as fault:
+            raise ConfigError(
+                f"--dist-init-addr {address}: the {size} ranks did not meet within {timeout_s:g} s: {fault}"
+            ) from fault
+        self.rank, self.size = rank, size
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        dist.all_reduce(x)
+        return x
+
+    def gather_columns(self, x: Tensor, widths: list[int]) -> Tensor | None:
+        widest = max(widths)
+        mine = torch.nn.functional.pad(x, (0, widest - x.shape[1])).contiguous()
+        parts = [torch.empty_like(mine) for _ in widths] if self.rank == 0 else None
+        dist.gather(mine, parts)
+        if parts is None:
+            return None
+        return torch.cat([p[:, :w] for p, w in zip(parts, widths, strict=True)], dim=1)
+
+    def from_first(self, x: Tensor) -> Tensor:
+        dist.broadcast(x, 0)
+        return x
+
+    def all_integers(self, values: list[int]) -> list[list[int]]:
+        mine = torch.tensor(values, dtype=torch.int64)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return [p.tolist() for p in parts]
+
+    def all_texts(self, text: str) -> list[str]:
+        raw = text.encode()
+        assert len(raw) < _TEXT_BYTES
+        rows = self.all_integers([len(raw), *raw, *bytes(_TEXT_BYTES - len(raw))])
+        return [bytes(row[1 : 1 + row[0]]).decode() for row in rows]
+
+
+def join_group(address: str, rank: int, size: int) -> Communicator:
+    """The communicator of this rank."""
+    return Alone() if size == 1 else GlooGroup(address, rank, size)
+
+
+def part(total: int, size: int, rank: int) -> slice:
+    """The slice of `total` things that `rank` of `size` owns. Parts differ by one at most."""
+    return slice(total * rank // size, total * (rank + 1) // size)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one rank holds of a model: ranges of heads, MLP columns and vocabulary."""
+
+    q_heads: slice
+    kv_heads: slice
+    mlp: slice
+    vocab: slice
+    vocab_widths: list[int]
+    """Vocabulary columns of every rank."""
+
+    @property
+    def num_q_heads(self) -> int:
+        return int(self.q_heads.stop - self.q_heads.start)
+
+    @property
+    def num_kv_heads(self) -> int:
+        return int(self.kv_heads.stop - self.kv_heads.start)
+
+
+def shard_model(config: ModelConfig, size: int, rank: int) -> Shard:
+    """Divide a model: whole KV groups while there are enough, else each KV head on several ranks.
+
+    With fewer ranks than KV heads the groups need not divide evenly (3 KV heads on 2 ranks are 1 and 2).
+
+    Raises:
+        ConfigError: --tp-size does not fit the model's head counts.
+    """
+    heads, kv_heads = config.num_q_heads, config.num_kv_heads
+    group = heads // kv_heads
+    if heads % kv_heads:
+        raise ConfigError(f"{heads} query heads do not divide among {kv_heads} key-value heads: broken config.json?")
+    if size <= kv_heads:
+        kv = part(kv_heads, size, rank)
+        q = slice(kv.start * group, kv.stop * group)
+    else:
+        copies = size // kv_heads
+        if size % kv_heads or group % copies:
+            raise ConfigError(f"--tp-size {size} does not fit {heads} query and {kv_heads} key-value heads")
+        kv = slice(rank // copies, rank // copies + 1)
+        q = part(heads, size, rank)
+    vocab = [part(config.vocab_size, size, r) for r in range(size)]
+    return Shard(
+        q_heads=q,
+        kv_heads=kv,
+        mlp=part(config.intermediate_size, size, rank),
+        vocab=vocab[rank],
+        vocab_widths=[v.stop - v.start for v in vocab],
+    )

@@ -1,0 +1,129 @@
+"""Scheduler and worker together, greedy, against transformers' `generate` on the same weights, token for token.
+
+No bus in between: every combination of page size, chunking, pipeline depth and cache state runs in seconds. The same
+comparison through all processes and on two ranks is in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from services.scheduler.config import SchedulerConfig
+from services.worker.build import build_engine
+from services.worker.config import WorkerConfig
+from shared import messages as m
+from shared.sampling import NEUTRAL
+from tests.fakes.engine import engine_info
+from tests.fakes.scheduler_driver import Driver
+
+NEW_TOKENS = 24
+GREEDY = dataclasses.replace(NEUTRAL, temperature=0.0)
+VOCAB = 300
+SHAPE = {
+    "vocab_size": VOCAB, "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+    "eos_token_id": None, "bos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    torch.set_num_threads(1)
+    torch.manual_seed(11)
+    hf = LlamaForCausalLM(LlamaConfig(**SHAPE)) if request.param == "llama" else Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+    for parameter in hf.parameters():  # spread the logits: a random model must not decide by rounding
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    folder = tmp_path_factory.mktemp(request.param)
+    hf.eval().save_pretrained(folder)
+    return folder, hf
+
+
+@pytest.fixture(scope="module")
+def wanted(model: tuple[Path, torch.nn.Module]) -> list[tuple[list[int], list[int]]]:
+    """20 prompts of different lengths, some with a common beginning, and what transformers makes of each."""
+    rng = random.Random(3)
+    shared = [rng.randrange(3, VOCAB) for _ in range(90)]
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(n)] for n in (1, 2, 5, 15, 16, 17, 31, 64, 65, 100, 130, 200)]
+    prompts += [shared[:n] + [rng.randrange(3, VOCAB) for _ in range(4)] for n in (20, 33, 48, 60, 64, 75, 80, 90)]
+    out = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            full = model[1].generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                                     max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)  # fmt: skip
+        out.append((prompt, full[0, len(prompt) :].tolist()))
+    return out
+
+
+def _driver(folder: Path, page_size: int, chunk: int, depth: int, pool_tokens: int) -> Driver:
+    worker = build_engine(
+        WorkerConfig(model_path=str(folder), page_size=page_size, max_total_tokens=pool_tokens, num_threads=1,
+                     max_running_requests=32, device="cpu"),
+        "engine-0-test",
+    )  # fmt: skip
+    spec = worker.spec
+    info = engine_info(
+        engine_id=spec.engine_id, num_pages=spec.num_pages, page_size=spec.page_size, max_rows=spec.max_rows,
+        context_length=spec.context_length, vocab_size=spec.vocab_size,
+    )  # fmt: skip
+    driver = Driver(info, SchedulerConfig(chunked_prefill_size=chunk, pipeline_depth=depth))
+    driver.engines[spec.engine_id] = _Checked(worker)
+    return driver
+
+
+class _Checked:
+    """A worker engine whose faults fail the test at once."""
+
+    def __init__(self, worker: object) -> None:
+        self._worker = worker
+
+    def execute(self, plan: m.StepPlan) -> m.StepResult:
+        result = self._worker.execute(plan)
+        assert isinstance(result, m.StepResult), result
+        return result
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [-1, 64])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_tokens_are_those_of_transformers_alone_and_together_cold_and_warm(
+    model: tuple[Path, torch.nn.Module],
+    wanted: list[tuple[list[int], list[int]]],
+    page_size: int,
+    chunk: int,
+    depth: int,
+) -> None:
+    driver = _driver(model[0], page_size, chunk, depth, pool_tokens=4096)
+    alone = []
+    for prompt, _ in wanted:
+        alone.append(driver.submit(prompt, NEW_TOKENS, sampling=GREEDY))
+        driver.run()
+    warm = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY) for prompt, _ in wanted]
+    driver.run()
+    driver.scheduler.flush()
+    cold = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY) for prompt, _ in wanted]
+    driver.run()
+    driver.check()
+    for handles in (alone, warm, cold):
+        assert [driver.outputs[h].tokens for h in handles] == [tokens for _, tokens in wanted]
+    assert sum(driver.outputs[h].cached for h in warm) > 0.8 * sum(len(p) for p, _ in wanted) - 20 * page_size
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_tokens_are_the_same_when_a_tiny_pool_forces_retractions(
+    model: tuple[Path, torch.nn.Module], wanted: list[tuple[list[int], list[int]]], page_size: int
+) -> None:
+    driver = _driver(model[0], page_size, 64, 2, pool_tokens=512)
+    driver.scheduler.engines[driver.info.engine_id].budget.ratio = 0.0
+    handles = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY) for prompt, _ in wanted]
+    driver.run()
+    driver.check()
+    assert driver.scheduler.totals.retractions > 0
+    assert [driver.outputs[h].tokens for h in handles] == [tokens for _, tokens in wanted]
