@@ -33,11 +33,14 @@ class Stack:
     def __init__(self, *flags: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        nats_port = free_port()
+        self.nats_url = f"nats://127.0.0.1:{nats_port}"
         self._folder = tempfile.TemporaryDirectory(prefix="rhizome-e2e-")
         self.log_path = Path(self._folder.name) / "launcher.log"
         with self.log_path.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rhizome.launch_server", "--port", str(self.port), *flags],
+                [sys.executable, "-m", "rhizome.launch_server", "--port", str(self.port),
+                 "--nats-port", str(nats_port), *flags],
                 stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
 

@@ -125,9 +125,7 @@ def test_metrics_have_the_names_that_dashboards_know(stack: Stack) -> None:
 
 
 async def test_a_nats_client_gets_a_private_token_stream(stack: Stack) -> None:
-    info = json.dumps(stack.get("/server_info"))
-    url = next(part for part in info.split('"') if part.startswith("nats://"))
-    nc = await nats.connect(url)
+    nc = await nats.connect(stack.nats_url)
     try:
         sub = await nc.subscribe("my.tokens")
         await nc.flush()
