@@ -57,11 +57,11 @@ class Subjects:
     def engine_plan(self, engine_id: str) -> str:
         return f"{self.root}.engine.{engine_id}.plan"
 
-    def scheduler_result(self, scheduler_id: str) -> str:
-        return f"{self.root}.scheduler.{scheduler_id}.result"
+    def scheduler_result(self, session: str) -> str:
+        return f"{self.root}.scheduler.{session}.result"
 
-    def scheduler_fault(self, scheduler_id: str) -> str:
-        return f"{self.root}.scheduler.{scheduler_id}.fault"
+    def scheduler_fault(self, session: str) -> str:
+        return f"{self.root}.scheduler.{session}.fault"
 
     # control
     def scheduler_engines(self, scheduler_name: str) -> str:
@@ -134,9 +134,9 @@ CATALOG: tuple[Entry, ...] = (
           "a gap in the token count: the tokenizer ends the request with an error"),
     Entry("engine.<id>.plan", "scheduler", "every rank of the engine", "", m.StepPlan, None, False,
           "a gap in `seq`: the rank reports a fault, the scheduler starts a new session"),
-    Entry("scheduler.<id>.result", "worker rank 0", "scheduler", "", m.StepResult, None, False,
+    Entry("scheduler.<session>.result", "worker rank 0", "scheduler", "", m.StepResult, None, False,
           "a gap in `seq`: the scheduler starts a new session and re-queues the engine's requests"),
-    Entry("scheduler.<id>.fault", "any worker rank", "scheduler", "", m.EngineFault, None, False,
+    Entry("scheduler.<session>.fault", "any worker rank", "scheduler", "", m.EngineFault, None, False,
           "the engine's steps stay unanswered until the step timeout, then as a fault"),
     Entry("scheduler.<name>.engines", "worker rank 0", "scheduler", "", m.EngineInfo, None, False,
           "repeated every second"),

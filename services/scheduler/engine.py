@@ -136,7 +136,8 @@ class Engine:
             retracted = self._decode(draft)
             room = self.config.chunked_prefill_size if self.config.chunked_prefill_size > 0 else 1 << 30
             room = self._continue_prefills(draft, max(room - len(draft.decode), 1))
-        if not retracted and room > 0 and len(self.queue):
+        full = retracted and self.pool.rows.used_rows > 0
+        if not full and room > 0 and len(self.queue):
             with self.stages.measure("admit"):
                 admission.admit(self, draft, room, now)
         if draft.empty:
@@ -248,7 +249,8 @@ class Engine:
             victim = by_age.pop()
             row, pages = victim.row, len(rows.private_pages(victim.row))
             self.retract(victim)
-            coming += pages if victim.retracting else 0
+            if victim.retracting:  # an unanswered plan touches it still
+                coming += pages
             candidates, growing = candidates[candidates != row], growing[growing != row]
         self.budget.after_retraction(rows)
         if len(growing) > pool.available_pages:

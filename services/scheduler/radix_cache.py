@@ -123,9 +123,7 @@ class RadixCache:
             node, at = child, at + same
         return Match(node, np.concatenate(pages) if pages else NO_PAGES)
 
-    def insert(
-        self, tokens: I32, pages: I32, salt: str = "", behind: RadixNode | None = None
-    ) -> tuple[RadixNode, int]:
+    def insert(self, tokens: I32, pages: I32, salt: str = "", behind: RadixNode | None = None) -> tuple[RadixNode, int]:
         """Store the pages of `tokens`; len(tokens) = len(pages) * page_size.
 
         Args:

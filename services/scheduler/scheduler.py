@@ -145,10 +145,11 @@ class Scheduler:
         if info.state == "draining":
             self.close(engine, "draining", failed=False)
 
-    def engine_left(self, name: str) -> None:
-        """A worker process of the engine called `name` is gone."""
-        for engine in [e for e in self.engines.values() if e.info.name == name]:
-            self.close(engine, "worker gone")
+    def engine_left(self, bye: m.Goodbye) -> None:
+        """A worker process is gone; an engine has the id of its first rank."""
+        for engine in list(self.engines.values()):
+            if bye.id == engine.info.engine_id or (not bye.id and bye.name == engine.info.name):
+                self.close(engine, bye.reason or "worker gone")
 
     def by_session(self, session: str) -> Engine | None:
         return next((e for e in self.engines.values() if e.session == session), None)

@@ -92,7 +92,7 @@ class SchedulerService:
 
     async def _on_goodbye(self, bye: m.Goodbye) -> None:
         if bye.service == "worker":
-            self.scheduler.engine_left(bye.name)
+            self.scheduler.engine_left(bye)
             await self._tell_engines()
             await self._pump()
 

@@ -120,7 +120,7 @@ class SchedulerInfo:
     cached_tokens_total: int
     generation_tokens_total: int
     step_ms: dict[str, float] = field(default_factory=dict)
-    """Mean milliseconds per step by stage (receive, order, admit, plan, publish, apply, wait)."""
+    """Mean milliseconds per step by stage (order, admit, plan, publish, apply, wait)."""
 
 
 @message()

@@ -58,7 +58,7 @@ class StepPlan:
 
     engine_id: str
     session: str
-    """The scheduler instance. A plan with seq 0 of a new session resets all rows."""
+    """`<scheduler id>.<n>`, where answers go. A plan with seq 0 of a new session resets all rows."""
     seq: int
     new_rows: list[RowInit] = field(default_factory=list)
     page_rows: I32 | None = None

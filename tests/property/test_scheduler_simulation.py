@@ -6,10 +6,12 @@ pages are conserved after every action, and nothing is left at the end.
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.scheduler.config import SchedulerConfig
+from services.scheduler.config import SchedulePolicy, SchedulerConfig
 from shared.messages.generation import ABORTED, LENGTH, RUNNING, STOPPED
 from tests.fakes.engine import engine_info, expected_tokens
 from tests.fakes.scheduler_driver import EOS, Driver
@@ -29,7 +31,10 @@ def prompts(draw: st.DrawFn) -> list[int]:
 
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), prompts(), st.integers(0, 30), st.booleans(), st.sampled_from(("", "s"))),
+        st.tuples(
+            st.just("submit"), prompts(), st.integers(0, 60), st.booleans(), st.sampled_from(("", "s")),
+            st.sampled_from((None, None, 0, 7)),
+        ),
         st.tuples(st.just("abort"), st.integers(0, 40)),
         st.tuples(st.just("pump")),
         st.tuples(st.just("answer")),
@@ -38,7 +43,7 @@ actions = st.lists(
         st.tuples(st.just("lose engine")),
     ),
     max_size=60,
-)
+)  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)
@@ -50,10 +55,12 @@ actions = st.lists(
     chunk=st.sampled_from((-1, 7, 64)),
     policy=st.sampled_from(("lpm", "fcfs", "priority")),
     radix=st.booleans(),
+    conservativeness=st.sampled_from((0.02, 1.0)),
 )
 def test_every_request_gets_its_own_tokens_whatever_happens_around_it(
-    script: list[tuple[object, ...]], page_size: int, pool_tokens: int, depth: int, chunk: int, policy: str, radix: bool
-) -> None:
+    script: list[tuple[Any, ...]], page_size: int, pool_tokens: int, depth: int, chunk: int, policy: SchedulePolicy,
+    radix: bool, conservativeness: float,
+) -> None:  # fmt: skip
     info = engine_info(
         num_pages=-(-pool_tokens // page_size) + 1,
         page_size=page_size,
@@ -62,17 +69,19 @@ def test_every_request_gets_its_own_tokens_whatever_happens_around_it(
         vocab_size=VOCAB,
     )
     config = SchedulerConfig(
-        pipeline_depth=depth, chunked_prefill_size=chunk, schedule_policy=policy, disable_radix_cache=not radix
-    )
+        pipeline_depth=depth, chunked_prefill_size=chunk, schedule_policy=policy, disable_radix_cache=not radix,
+        schedule_conservativeness=conservativeness,
+    )  # fmt: skip
     driver = Driver(info, config, eos_every=17)
-    wanted: dict[int, tuple[list[int], int, bool]] = {}
+    wanted: dict[int, tuple[list[int], int, bool, int | None]] = {}
     aborted: set[int] = set()
     for action, *args in script:
         match action:
             case "submit":
-                prompt, max_new, ignore_eos, salt = args
-                handle = driver.submit(prompt, max_new, ignore_eos=ignore_eos, salt=salt)
-                wanted[handle] = (prompt, max_new, ignore_eos)
+                prompt, max_new, ignore_eos, salt, start = args
+                max_new = min(max_new, info.num_pages * page_size - len(prompt), info.context_length - len(prompt))
+                handle = driver.submit(prompt, max_new, ignore_eos=ignore_eos, salt=salt, logprob_start=start)
+                wanted[handle] = (prompt, max_new, ignore_eos, start)
             case "abort" if wanted:
                 handle = list(wanted)[args[0] % len(wanted)]
                 aborted.add(handle)
@@ -92,7 +101,7 @@ def test_every_request_gets_its_own_tokens_whatever_happens_around_it(
         driver.check()
     driver.run()
     driver.check()
-    for handle, (prompt, max_new, ignore_eos) in wanted.items():
+    for handle, (prompt, max_new, ignore_eos, start) in wanted.items():
         out = driver.outputs[handle]
         full = expected_tokens(prompt, max_new, VOCAB, -5 if ignore_eos else EOS, 17)
         if ignore_eos:
@@ -105,6 +114,8 @@ def test_every_request_gets_its_own_tokens_whatever_happens_around_it(
             assert out.tokens == full[: len(out.tokens)]
             continue
         assert out.tokens == full
+        if start is not None:
+            assert out.prompt_logprobs[start == 0 :] == [-float(t) for t in prompt[max(start, 1) :]]
         assert out.finish == (STOPPED if full and full[-1] == EOS and not ignore_eos else LENGTH)
     engine = next(iter(driver.scheduler.engines.values()))
     assert engine.pool.rows.used_rows == 0

@@ -218,9 +218,13 @@ def test_only_as_many_are_retracted_as_the_others_need(page_size: int) -> None:
     assert driver.scheduler.totals.retractions <= 4
 
 
-def test_the_last_request_is_not_stuck_with_copies_of_cached_pages() -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_last_request_is_not_stuck_with_copies_of_cached_pages(depth: int) -> None:
     """Two prompts compute the same short prefix side by side; one of them then holds its pages twice."""
-    driver = Driver(engine_info(num_pages=100, max_rows=2), SchedulerConfig(schedule_conservativeness=0.01))
+    driver = Driver(
+        engine_info(num_pages=100, max_rows=2),
+        SchedulerConfig(schedule_conservativeness=0.01, pipeline_depth=depth),
+    )
     prompt = [*[5] * 30, *range(3, 33)]
     driver.submit([5] * 31, 2, ignore_eos=True)
     twice = driver.submit(prompt, 40, ignore_eos=True)

@@ -17,10 +17,9 @@ PREFIX = list(range(3, 203))
 
 def request(tokens: list[int], new: int = 1) -> Req:
     sampling = dataclasses.replace(NEUTRAL, max_new_tokens=new)
-    return Req.from_message(
-        m.TokenizedRequest(rid="r", tokenizer_id="t", handle=1, input_ids=np.array(tokens, np.int32), sampling=sampling),
-        0.0,
-    )
+    ids = np.array(tokens, np.int32)
+    msg = m.TokenizedRequest(rid="r", tokenizer_id="t", handle=1, input_ids=ids, sampling=sampling)
+    return Req.from_message(msg, 0.0)
 
 
 def warm_and_idle() -> tuple[Driver, Engine, Engine]:

@@ -242,12 +242,16 @@ class TestLostEngines:
         driver.run()
         assert driver.outputs[handle].tokens == expected_tokens([3], 20, 1000)
 
-    def test_an_engine_leaves_by_name(self) -> None:
+    def test_an_engine_leaves_by_id_or_when_its_supervisor_knows_only_its_name(self) -> None:
         driver = Driver()
         driver.open(OTHER)
-        driver.scheduler.engine_left("engine-0")
+        for name, engine_id in (("engine-0", "engine-0-before"), ("engine-0-rank1", ""), ("stranger", "")):
+            driver.scheduler.engine_left(m.Goodbye("worker", name, engine_id, at_s=0.0))
+        assert len(driver.scheduler.engines) == 2
+        driver.scheduler.engine_left(m.Goodbye("worker", "engine-0", "", at_s=0.0))
         assert list(driver.scheduler.engines) == [OTHER.engine_id]
-        driver.scheduler.engine_left("never heard of")
+        driver.scheduler.engine_left(m.Goodbye("worker", "other-0", OTHER.engine_id, at_s=0.0))
+        assert not driver.scheduler.engines
 
     def test_the_output_is_clipped_again_when_only_a_smaller_engine_is_left(self) -> None:
         driver = Driver(engine_info(num_pages=200))

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from shared import schema
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -33,7 +33,8 @@ _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
 
 def instances(cls: type) -> st.SearchStrategy[Any]:
     """Instances of a dataclass; fields with a default are sometimes left at it."""
-    required, optional = {}, {}
+    required: dict[str, st.SearchStrategy[Any]] = {}
+    optional: dict[str, st.SearchStrategy[Any]] = {}
     for f in dataclasses.fields(cls):
         has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         (optional if has_default else required)[f.name] = _of(schema.hints(cls)[f.name])
@@ -55,7 +56,7 @@ def _of(tp: Any) -> st.SearchStrategy[Any]:
     origin, args = get_origin(tp), get_args(tp)
     if tp in _SCALARS:
         return _SCALARS[tp]
-    if dataclasses.is_dataclass(tp):
+    if dataclasses.is_dataclass(tp) and isinstance(tp, type):
         return st.deferred(lambda: instances(tp))
     if origin is np.ndarray:
         dtype = get_args(args[1])[0]

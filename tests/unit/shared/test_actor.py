@@ -38,7 +38,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def errors(actor: Actor, subject: str, code: str) -> float:
-    return actor.registry.get_sample_value("handler_errors_total", {"subject": subject, "code": code}) or 0.0
+    return actor.registry.get_sample_value("rhizome_handler_errors_total", {"subject": subject, "code": code}) or 0.0
 
 
 async def test_a_bad_message_is_counted_and_the_next_one_is_handled(actor: Actor) -> None:
@@ -113,7 +113,7 @@ async def test_an_error_travels_to_the_one_who_asked(actor: Actor) -> None:
 
 
 async def test_a_bug_is_answered_without_its_details(actor: Actor) -> None:
-    subject = await serve_text(actor, lambda msg: {}["secret"])
+    subject = await serve_text(actor, lambda msg: {"known": 1}["secret"])
     with pytest.raises(RhizomeError) as caught:
         await actor.ask(subject, m.Detokenize([]), m.Text)
     assert caught.value.code == "internal_error"
@@ -206,7 +206,7 @@ async def test_a_scrape_collects_the_metrics_of_every_service(bus: Bus) -> None:
     answers = await bus.gather(subject, wire.encode(m.Empty()), most=2, timeout_s=10)
     texts = {t.service: t.text for t in (wire.decode(m.MetricsText, a) for a in answers)}
     assert set(texts) == {"tokenizer", "scheduler"}
-    assert all("handler_errors" in text for text in texts.values())
+    assert all("rhizome_handler_errors" in text for text in texts.values())
 
 
 async def test_a_stopped_actor_handles_nothing_more() -> None:
@@ -232,7 +232,8 @@ async def test_a_failing_task_is_logged_and_harms_nobody(actor: Actor, caplog: p
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains_and_then_stops(sig: signal.Signals) -> None:
-    actor, order = make_actor(LocalBus()), []
+    actor = make_actor(LocalBus())
+    order: list[str] = []
 
     async def drain() -> None:
         order.append(actor.state)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from services.worker.build import build_engine
 from services.worker.config import WorkerConfig
@@ -26,6 +28,14 @@ def make_engine(path: Path, **flags: Any) -> Engine:
     """An engine on one thread with a small pool."""
     defaults: dict[str, Any] = {"num_threads": 1, "max_total_tokens": 2048, "max_running_requests": 16}
     return build_engine(WorkerConfig(model_path=str(path), **{**defaults, **flags}), "worker-0-test")
+
+
+def rewritten(source: Path, target: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """A copy of a checkpoint whose tensors went through `change`."""
+    shutil.copytree(source, target)
+    weights = change(load_file(target / "model.safetensors"))
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
 
 
 @dataclass
@@ -47,6 +57,7 @@ class Driver:
     engine: Engine
     session: str = ""
     seq: int = 0
+    sent: list[StepPlan] = field(default_factory=list)
     pages_of: dict[int, list[int]] = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
@@ -106,6 +117,7 @@ class Driver:
             decode_rows=None if decode is None else i32(list(decode)),
         )  # fmt: skip
         self.seq += 1
+        self.sent.append(out)
         return out
 
     def run(self, *args: Any, **kwargs: Any) -> StepResult:

@@ -1,0 +1,195 @@
+"""The worker on a bus: announcement, results, faults, draining, and the end of a broken group."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.worker.config import WorkerConfig
+from services.worker.engine_spec import EngineSpec
+from services.worker.service import WorkerService
+from shared import log, wire
+from shared import messages as m
+from shared.bus import Bus, LocalBus, NatsBus
+from shared.config import CommonConfig
+from shared.errors import ConfigError
+from shared.subjects import Subjects
+
+CONFIG = WorkerConfig(model_path="/models/tiny", common=CommonConfig(deployment="t"))
+SUBJECTS = Subjects("t")
+
+
+class ScriptedEngine:
+    """Answers every plan with its sequence number as a token; what `act` says comes first."""
+
+    def __init__(self, spec: EngineSpec, act: Callable[[m.StepPlan], None] = lambda _: None) -> None:
+        self.spec, self.session, self.last_seq = spec, "", -1
+        self._act = act
+
+    is_first = True
+
+    def execute(self, plan: m.StepPlan, arrived_s: float | None = None) -> m.StepResult | m.EngineFault | None:
+        self._act(plan)
+        self.session, self.last_seq = plan.session, plan.seq
+        return m.StepResult(self.spec.engine_id, plan.session, plan.seq, np.array([plan.seq], np.int32))
+
+    def fail(self, plan: m.StepPlan, message: str) -> m.EngineFault:
+        return m.EngineFault(self.spec.engine_id, plan.session, plan.seq, "execution", message)
+
+    def meet(self) -> None:
+        pass
+
+    def memory_bytes(self) -> int:
+        return 123
+
+
+class Inbox:
+    """Messages of one subject, awaitable one by one."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    @classmethod
+    async def on(cls, bus: Bus, subject: str, kind: type) -> Inbox:
+        inbox = cls()
+
+        async def put(data: bytes, _: str) -> None:
+            inbox._queue.put_nowait(wire.decode(kind, data))
+
+        await bus.subscribe(subject, put)
+        await bus.flush()
+        return inbox
+
+    async def next(self, fits: Callable[[Any], bool] = lambda _: True) -> Any:
+        while True:
+            got = await asyncio.wait_for(self._queue.get(), 20)
+            if fits(got):
+                return got
+
+
+def service(
+    bus: Bus, act: Callable[[m.StepPlan], None] = lambda _: None, config: WorkerConfig = CONFIG, peer: str = ""
+) -> WorkerService:
+    def build(config: WorkerConfig, instance: str) -> ScriptedEngine:
+        return ScriptedEngine(
+            EngineSpec(
+                engine_id=instance, group=[instance, *([peer] if peer else [])], model=config.model_name,
+                tp_size=config.tp_size, device="cpu", dtype="float32", attention_backend="none", page_size=16,
+                num_pages=8, max_rows=4, context_length=64, vocab_size=100,
+            ),
+            act,
+        )  # fmt: skip
+
+    return WorkerService(config, bus, log.setup("worker", "error"), build)
+
+
+async def test_a_ready_engine_announces_itself_and_answers_plans_in_order(bus: Bus) -> None:
+    infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
+    results = await Inbox.on(bus, SUBJECTS.scheduler_result("sched-1.1"), m.StepResult)
+    worker = service(bus)
+    await worker.start()
+    info = await infos.next()
+    assert (info.state, info.model, info.num_pages, info.name) == ("ready", "tiny", 8, "worker-0")
+    assert (info.memory_bytes, info.session, info.last_seq) == (123, "", -1)
+    for seq in range(20):
+        await bus.publish(
+            SUBJECTS.engine_plan(info.engine_id), wire.encode(m.StepPlan(info.engine_id, "sched-1.1", seq))
+        )
+    got = [await results.next() for _ in range(20)]
+    assert [(r.seq, r.tokens.tolist()) for r in got] == [(seq, [seq]) for seq in range(20)]
+    assert (await infos.next(lambda i: i.last_seq == 19)).session == "sched-1.1"
+
+
+async def test_an_error_while_executing_is_a_fault_and_the_engine_goes_on(bus: Bus) -> None:
+    def act(plan: m.StepPlan) -> None:
+        if plan.session == "a.1":
+            raise RuntimeError("out of memory")
+
+    faults = await Inbox.on(bus, SUBJECTS.scheduler_fault("a.1"), m.EngineFault)
+    results = await Inbox.on(bus, SUBJECTS.scheduler_result("a.2"), m.StepResult)
+    worker = service(bus, act)
+    await worker.start()
+    engine_id = worker.engine.spec.engine_id
+    for session in ("a.1", "a.2"):
+        await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, session, 0)))
+    fault = await faults.next()
+    assert (fault.reason, fault.message) == ("execution", "RuntimeError: out of memory")
+    assert (await results.next()).seq == 0
+
+
+async def test_bytes_that_are_no_plan_cost_nothing_but_themselves(bus: Bus) -> None:
+    results = await Inbox.on(bus, SUBJECTS.scheduler_result("a.1"), m.StepResult)
+    worker = service(bus)
+    await worker.start()
+    subject = SUBJECTS.engine_plan(worker.engine.spec.engine_id)
+    await bus.publish(subject, b"RZ1\0garbage")
+    await bus.publish(subject, wire.encode(m.StepPlan(worker.engine.spec.engine_id, "a.1", 0)))
+    assert (await results.next()).seq == 0
+
+
+async def test_a_draining_engine_says_so_and_finishes_the_plans_it_has() -> None:
+    bus = LocalBus()
+    infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
+    results = await Inbox.on(bus, SUBJECTS.scheduler_result("a.1"), m.StepResult)
+    worker = service(bus)
+    await worker.start()
+    engine_id = worker.engine.spec.engine_id
+    await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 0)))
+    await results.next()
+    await worker.actor.set_state("draining")
+    drained = asyncio.create_task(worker.drain())
+    await infos.next(lambda i: i.state == "draining")
+    await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 1)))
+    assert (await results.next()).seq == 1
+    await asyncio.wait_for(drained, 20)
+
+
+async def test_an_engine_that_never_served_drains_at_once() -> None:
+    worker = service(LocalBus())
+    await worker.start()
+    await asyncio.wait_for(worker.drain(), 0.5)
+
+
+TWO = dataclasses.replace(CONFIG, tp_size=2, dist_init_addr="127.0.0.1:1")
+
+
+async def test_a_failed_plan_in_a_group_is_reported_and_ends_the_process_with_status_1(
+    nats_bus: NatsBus, nats_url: str
+) -> None:
+    def act(plan: m.StepPlan) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    infos = await Inbox.on(nats_bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
+    faults = await Inbox.on(nats_bus, SUBJECTS.scheduler_fault("a.1"), m.EngineFault)
+    own = await NatsBus.connect(nats_url, "worker")
+    running = asyncio.create_task(service(own, act, TWO, "worker-0-rank1-abc").run())
+    engine_id = (await infos.next()).engine_id
+    await nats_bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 0)))
+    assert (await faults.next()).message == "RuntimeError: connection closed by peer"
+    assert await asyncio.wait_for(running, 20) == 1
+
+
+async def test_the_loss_of_another_rank_ends_an_idle_process_with_status_1() -> None:
+    bus = LocalBus()
+    infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
+    running = asyncio.create_task(service(bus, config=TWO, peer="worker-0-rank1-abc").run())
+    await infos.next()
+    beat = m.Heartbeat("worker", "worker-0-rank1", "worker-0-rank1-abc", "ready", 1, "host", 1.0)
+    await bus.publish(SUBJECTS.heartbeat, wire.encode(beat))
+    bye = m.Goodbye("worker", "worker-0-rank1", "worker-0-rank1-abc", 2.0, "killed")
+    await bus.publish(SUBJECTS.goodbye, wire.encode(bye))
+    assert await asyncio.wait_for(running, 20) == 1
+
+
+async def test_an_engine_that_cannot_be_built_is_a_start_up_error() -> None:
+    def build(config: WorkerConfig, instance: str) -> ScriptedEngine:
+        raise ConfigError("no such model")
+
+    worker = WorkerService(CONFIG, LocalBus(), log.setup("worker", "error"), build)
+    with pytest.raises(ConfigError, match="no such model"):
+        await worker.run()
