@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from services.worker.progress import Progress
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
 from shared.config import CommonConfig, option
@@ -43,19 +44,24 @@ class ScriptedWorker:
         )  # fmt: skip
         self._engine = ScriptedEngine(self._info, check=False)
         self._plans: asyncio.Queue[m.StepPlan] = asyncio.Queue()
+        self._progress = Progress()
 
     async def start(self) -> None:
         actor = self._actor
-        handler = self._plans.put if self._config.step_ms else self._answer
-        await actor.on(actor.subjects.engine_plan(actor.id), m.StepPlan, handler)
+        await actor.on(actor.subjects.engine_plan(actor.id), m.StepPlan, self._on_plan)
         await actor.start()
         await actor.set_state("ready")
         actor.spawn(self._announce_forever())
         if self._config.step_ms:
             actor.spawn(self._work_forever())
 
+    async def _on_plan(self, plan: m.StepPlan) -> None:
+        self._progress.received(plan)
+        await (self._plans.put(plan) if self._config.step_ms else self._answer(plan))
+
     async def _answer(self, plan: m.StepPlan) -> None:
         result = self._engine.execute(plan)
+        self._progress.done(plan)
         await self._actor.send(self._actor.subjects.scheduler_result(plan.session), result)
 
     async def _work_forever(self) -> None:
@@ -67,7 +73,9 @@ class ScriptedWorker:
 
     async def _announce_forever(self) -> None:
         while True:
-            await self._actor.send(self._actor.subjects.scheduler_engines(self._config.scheduler_name), self._info)
+            at = self._progress
+            info = replace(self._info, session=at.session, received_seq=at.received_seq, last_seq=at.last_seq)
+            await self._actor.send(self._actor.subjects.scheduler_engines(self._config.scheduler_name), info)
             await asyncio.sleep(HEARTBEAT_S)
 
 

@@ -154,8 +154,8 @@ class Actor:
 
     async def leave_queues(self) -> None:
         """Take no new work: end the subscriptions that share it with other instances. First step of a drain."""
-        while self._leave:
-            await self._leave.pop()()
+        leaving, self._leave = self._leave, []
+        await asyncio.gather(*(leave() for leave in leaving))
 
     async def stop(self, reason: str) -> None:
         """End subscriptions and tasks, say goodbye, disconnect."""

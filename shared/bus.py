@@ -51,7 +51,12 @@ class Bus(Protocol):
         """Send and collect up to `most` answers of several listeners within `timeout_s`."""
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], Awaitable[None]]:
-        """Call `handler` for each message; returns a coroutine function that ends the subscription."""
+        """Call `handler` for each message.
+
+        Returns:
+            A coroutine function that ends the subscription. What a queue group was given already, nobody else will
+            get: it is still handled before the function returns (so its handler must not await it).
+        """
 
     async def flush(self) -> None:
         """Return when the server has seen everything sent so far, subscriptions included.
@@ -163,7 +168,14 @@ class NatsBus:
             await handler(msg.data, msg.reply)
 
         sub = await self._nc.subscribe(subject, queue=queue, cb=on_message, pending_bytes_limit=PENDING_BYTES * 4)
-        return sub.unsubscribe
+
+        async def leave() -> None:
+            if queue and self._nc.is_connected:
+                await sub.drain()  # type: ignore[no-untyped-call]
+            else:
+                await sub.unsubscribe()
+
+        return leave
 
     async def flush(self) -> None:
         # The client writes its PING past the commands that its flusher task still holds; they were written by the
@@ -254,6 +266,8 @@ class LocalBus:
         async def stop() -> None:
             if sub in self._subs:
                 self._subs.remove(sub)
+                if queue:
+                    await sub.finish()
             sub.close()
 
         return stop
@@ -278,6 +292,7 @@ class _LocalSub:
         self._pending: deque[tuple[bytes, str]] = deque()
         self._wake = asyncio.Event()
         self.taken = 0
+        self._finishing = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def matches(self, subject: str) -> bool:
@@ -298,8 +313,14 @@ class _LocalSub:
         if self._task is not asyncio.current_task():
             self._task.cancel()
 
+    async def finish(self) -> None:
+        """Handle what is pending, then end."""
+        self._finishing = True
+        self._wake.set()
+        await self._task
+
     async def _run(self) -> None:
-        while True:
+        while not self._finishing:
             await self._wake.wait()
             self._wake.clear()
             while self._pending:

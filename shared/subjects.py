@@ -96,9 +96,12 @@ class Subjects:
         """
         if len(reply) > 255 or not _REPLY.fullmatch(reply):
             raise InvalidRequest("reply must be a plain NATS subject without wildcards", param="reply")
-        own = reply.startswith(f"{self.root}.gateway.") and reply.endswith(".deltas")
-        if not own and reply.split(".", 1)[0] in ("rz", "$SRV", "$SYS", "$JS", "$KV", "$O"):
+        if not self.is_gateways(reply) and reply.split(".", 1)[0] in ("rz", "$SRV", "$SYS", "$JS", "$KV", "$O"):
             raise InvalidRequest(f"reply {reply!r} is reserved: choose a subject of your own", param="reply")
+
+    def is_gateways(self, reply: str) -> bool:
+        """Whether a reply subject is that of a gateway of this deployment."""
+        return reply.startswith(f"{self.root}.gateway.") and reply.endswith(".deltas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +126,24 @@ CATALOG: tuple[Entry, ...] = (
     Entry("tokenizer.detokenize", "gateway, any client", "tokenizer", "tokenizer", m.Detokenize, m.Text, True,
           "the sender's request times out"),
     Entry("tokenizer.<id>.abort", "gateway, any client", "tokenizer", "", m.Abort, None, True,
-          "the request runs to its own end"),
+          "a gateway's is repeated when the tokenizer's ledger still names the request; else it runs to its own end"),
     Entry("<reply of the request>", "tokenizer", "gateway, any client", "", m.TextDeltas, None, True,
-          "a gap in `seq`: the gateway ends the request with an error"),
+          "a gap in `seq`, or the tokenizer's next ledger, tells: the gateway ends the request with an error"),
     Entry("scheduler.schedule", "tokenizer", "scheduler", "scheduler", m.TokenizedRequest, m.Queued, False,
           "the tokenizer's request times out and the client gets 503"),
     Entry("scheduler.<id>.abort", "tokenizer", "scheduler", "", m.AbortHandles, None, False,
-          "the request runs to its own end; its tokens are ignored"),
+          "its tokens are ignored; repeated when the scheduler's next ledger still names the request"),
     Entry("tokenizer.<id>.tokens", "scheduler", "tokenizer", "", m.TokenBatch, None, False,
-          "a gap in the token count: the tokenizer ends the request with an error"),
+          "a gap in the token count, or the scheduler's next ledger, tells: the tokenizer ends the request with an "
+          "error"),
     Entry("engine.<id>.plan", "scheduler", "every rank of the engine", "", m.StepPlan, None, False,
-          "a gap in `seq`: the rank reports a fault, the scheduler starts a new session"),
+          "a gap in `seq`: the rank reports a fault, the scheduler starts a new session; no next plan: `EngineInfo` "
+          "tells that rank 0 lacks it, the step timeout that another rank does"),
     Entry("scheduler.<session>.result", "worker rank 0", "scheduler", "", m.StepResult, None, False,
-          "a gap in `seq`: the scheduler starts a new session and re-queues the engine's requests"),
+          "a gap in `seq`, or `EngineInfo` says it was sent: the scheduler starts a new session and re-queues the "
+          "engine's requests"),
     Entry("scheduler.<session>.fault", "any worker rank", "scheduler", "", m.EngineFault, None, False,
-          "the engine's steps stay unanswered until the step timeout, then as a fault"),
+          "rank 0's `EngineInfo` tells that the step is done and was not answered; of another rank: the step timeout"),
     Entry("scheduler.<name>.engines", "worker rank 0", "scheduler", "", m.EngineInfo, None, False,
           "repeated every second"),
     Entry("scheduler.<id>.info", "gateway, any client", "scheduler", "", m.Empty, m.SchedulerInfo, True,

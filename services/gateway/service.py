@@ -30,6 +30,8 @@ CONTROL_TIMEOUT_S = 5.0
 SCRAPE_TIMEOUT_S = 1.0
 CLOSE_S = 1.0
 """Part of the drain timeout kept for telling clients whose streams did not finish, and for closing connections."""
+RIDS_PER_ABORT = 100
+"""The longest ones fit the message."""
 REMEMBERED = 256
 """Lost instances that are remembered, in case an answer of theirs is still on its way."""
 
@@ -67,7 +69,7 @@ class GatewayService:
         Raises:
             ConfigError: the address cannot be listened on.
         """
-        await self.actor.on(self.reply, m.TextDeltas, self.table.dispatch)
+        await self.actor.on(self.reply, m.TextDeltas, self._on_deltas)
         await self.peers.attach(self.actor)
         await self.actor.start()
         await self.runner.setup()
@@ -114,7 +116,9 @@ class GatewayService:
     async def abort(self, tokenizer_id: str, rids: Sequence[str]) -> None:
         owners = [tokenizer_id] if tokenizer_id else [b.id for b in self.peers.of("tokenizer", None)]
         for owner in owners:
-            await self.actor.send(self.actor.subjects.tokenizer_abort(owner), m.Abort([*rids]))
+            for at in range(0, len(rids), RIDS_PER_ABORT):
+                part = [*rids[at : at + RIDS_PER_ABORT]]
+                await self.actor.send(self.actor.subjects.tokenizer_abort(owner), m.Abort(part))
 
     async def tokenize(self, request: m.Tokenize) -> m.Tokens:
         return await self.actor.ask(self.actor.subjects.tokenize, request, m.Tokens, TOKENIZE_TIMEOUT_S)
@@ -150,6 +154,11 @@ class GatewayService:
             self.actor.subjects.metrics, question, most=alive, timeout_s=SCRAPE_TIMEOUT_S
         )
         return [wire.decode(m.MetricsText, answer) for answer in answers]
+
+    def _on_deltas(self, batch: m.TextDeltas) -> None:
+        self.table.dispatch(batch)
+        if batch.ledger is not None and (unwanted := self.table.reconcile(batch.ledger)):
+            self.actor.spawn(self.abort(batch.ledger.tokenizer_id, unwanted))
 
     def _schedulers(self) -> list[str]:
         return [beat.id for beat in self.peers.of("scheduler", None) if beat.state != "starting"]

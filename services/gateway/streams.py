@@ -80,6 +80,8 @@ class Stream:
     tokenizer_id: str = ""
     """Empty until the request was accepted."""
     scheduler_id: str = ""
+    accepted_after: int = 0
+    """Number of the tokenizer's ledger that its answer told."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -138,7 +140,7 @@ class StreamTable:
     def accepted(self, stream: Stream, answer: m.Accepted) -> None:
         """Note who works on a generation."""
         stream.tokenizer_id, stream.scheduler_id = answer.tokenizer_id, answer.scheduler_id
-        stream.prompt_tokens = answer.prompt_tokens
+        stream.accepted_after, stream.prompt_tokens = answer.ledger, answer.prompt_tokens
 
     def dispatch(self, batch: m.TextDeltas) -> None:
         """Deliver one message: the hot path, once per step for all generations."""
@@ -163,6 +165,30 @@ class StreamTable:
                 self._end(stream, delta, now)
             else:
                 stream.mailbox.put(stream.index, delta)
+
+    def reconcile(self, ledger: m.DeltaLedger) -> list[str]:
+        """Compare with what a tokenizer has: end generations of which a delta was lost.
+
+        A generation that is not accepted yet is left alone: it may be another tokenizer's.
+
+        Returns:
+            What the tokenizer has and nobody here waits for: the word that it is not wanted was lost, or is on its
+            way.
+        """
+        there, streams = dict(zip(ledger.rids, ledger.seqs, strict=False)), self._streams
+        unwanted = [
+            rid for rid in there
+            if (stream := streams.get(rid)) is None or stream.tokenizer_id not in ("", ledger.tokenizer_id)
+        ]  # fmt: skip
+        for rid, stream in list(streams.items()):
+            if stream.tokenizer_id != ledger.tokenizer_id:
+                continue
+            seq = there.get(rid)
+            if seq is None and stream.accepted_after < ledger.number:
+                self._fail(stream, Unavailable("the end of the answer was lost: retry"))
+            elif seq is not None and seq > stream.next_seq:
+                self._fail(stream, Unavailable(f"part of the answer was lost (delta {stream.next_seq} missing): retry"))
+        return unwanted
 
     def lose(self, instance: str, reason: str) -> None:
         """A tokenizer or scheduler is gone: end what it was working on."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from services.scheduler import admission, results
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.kv_events import KvEventLog
+from services.scheduler.lost_steps import LostSteps
 from services.scheduler.outbox import Outbox
 from services.scheduler.plan_draft import NONE, Extend, InFlight, PlanDraft
 from services.scheduler.pool import Pool
@@ -62,6 +63,7 @@ class Engine:
         """Admitted, prompt not completely dispatched; in order of admission."""
         self.budget = admission.AdmissionBudget(config.schedule_conservativeness)
         self.in_flight: deque[InFlight] = deque()
+        self._lost_steps = LostSteps()
         self.heard_s = self.answered_s = clock()
         self.seq = 0
         self._last_decode = NONE
@@ -79,6 +81,13 @@ class Engine:
         """Tokens waiting or running; what the router balances."""
         rows = self.pool.rows
         return int(rows.known_len[~rows.done].sum()) + self.queue.tokens
+
+    def heard(self, info: m.EngineInfo) -> str | None:
+        """The engine is alive; returns why the session cannot go on all the same."""
+        self.info = info
+        self.heard_s = self.clock()
+        oldest = self.in_flight[0] if self.in_flight else None
+        return self._lost_steps.judge(info, self.session, oldest, self.heard_s)
 
     def push(self, req: Req) -> None:
         """Queue a request; one that has run before goes ahead of the others."""

@@ -78,6 +78,17 @@ class Outbox:
         batch = dataclasses.replace(self._entry(req, ABORTED, -1, total), errors=[error])
         self.pending.append((req.tokenizer_id, batch))
 
+    def ledger(self, tokenizer_id: str, number: int, entries: list[tuple[int, int]]) -> None:
+        """All requests of a tokenizer, as (handle, tokens told so far)."""
+        handles, totals = np.array(entries, np.int64).reshape(-1, 2).T
+        n = len(entries)
+        batch = m.TokenBatch(
+            scheduler_id=self._scheduler_id, handles=handles.astype(np.uint32), counts=np.zeros(n, np.int32),
+            totals=totals.astype(np.int32), tokens=np.empty(0, np.int32), finish=np.full(n, RUNNING, np.uint8),
+            cached_tokens=np.full(n, -1, np.int32), ledger=number,
+        )  # fmt: skip
+        self.pending.append((tokenizer_id, batch))
+
     def _entry(self, req: Req, code: int, cached: int, total: int) -> m.TokenBatch:
         """One request, no token."""
         return m.TokenBatch(

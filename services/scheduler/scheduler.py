@@ -26,6 +26,7 @@ from shared.errors import (
     Unavailable,
     WireError,
 )
+from shared.ledgers import LedgerRounds
 from shared.log import Log
 
 MAX_LOSSES = 3
@@ -49,6 +50,7 @@ class Scheduler:
         self.unrouted: list[Req] = []
         """Requests that came while no engine was ready."""
         self._reqs: dict[tuple[str, int], tuple[Req, Engine | None]] = {}
+        self._ledgers = LedgerRounds(clock)
 
     # ---- requests
 
@@ -81,8 +83,9 @@ class Scheduler:
         self._fit(req)
         self.totals.requests += 1
         self._reqs[(req.tokenizer_id, req.handle)] = (req, None)
+        self._ledgers.owe(req.tokenizer_id)
         self._route(req)
-        return m.Queued(scheduler_id=self.id)
+        return m.Queued(scheduler_id=self.id, ledger=self._ledgers.number)
 
     def abort(self, msg: m.AbortHandles) -> None:
         """End requests of a tokenizer; unknown handles have ended already."""
@@ -138,12 +141,13 @@ class Scheduler:
                 self._route(req)
 
     def heard(self, info: m.EngineInfo) -> None:
-        """A known engine is alive; one that drains gives its requests back."""
+        """A known engine is alive; one that drains, or whose session lost a message, gives its requests back."""
         engine = self.engines[info.engine_id]
-        engine.heard_s = self.clock()
-        engine.info = info
+        lost = engine.heard(info)
         if info.state == "draining":
             self.close(engine, "draining", failed=False)
+        elif lost is not None:
+            self.close(engine, lost)
 
     def engine_left(self, bye: m.Goodbye) -> None:
         """A worker process is gone; an engine has the id of its first rank."""
@@ -177,7 +181,7 @@ class Scheduler:
                 yield engine.info.engine_id, plan
 
     def tick(self, engine_timeout_s: float) -> None:
-        """Once a second: deadlines, queue timeouts, engines that fell silent."""
+        """Once a second: deadlines, queue timeouts, engines that fell silent, ledgers."""
         now = self.clock()
         for engine in list(self.engines.values()):
             if now - engine.heard_s > engine_timeout_s:
@@ -190,6 +194,7 @@ class Scheduler:
                 self._fail(req, engine_of, DeadlineExceeded("the request's deadline has passed"))
             elif waiting and now - req.queued_since_s > self.config.queue_timeout_s:
                 self._fail(req, engine_of, self._waited_too_long())
+        self._tell_all()
 
     def info(self) -> m.SchedulerInfo:
         t = self.totals
@@ -199,6 +204,18 @@ class Scheduler:
             retractions_total=t.retractions, prompt_tokens_total=t.prompt_tokens, cached_tokens_total=t.cached_tokens,
             generation_tokens_total=t.generation_tokens, step_ms=self.stages.mean_ms(),
         )  # fmt: skip
+
+    def _tell_all(self) -> None:
+        """If it is time, tell each tokenizer all its requests: what they miss by then was lost."""
+        told: dict[str, list[tuple[int, int]]] = {tokenizer_id: [] for tokenizer_id in self._ledgers.due()}
+        if not told:
+            return
+        for (tokenizer_id, handle), (req, engine) in self._reqs.items():
+            told[tokenizer_id].append((handle, req.num_generated if engine is None else engine.generated(req)))
+        for tokenizer_id, entries in told.items():
+            if entries:
+                self._ledgers.owe(tokenizer_id)
+            self.outbox.ledger(tokenizer_id, self._ledgers.number, entries)
 
     def _waited_too_long(self) -> RhizomeError:
         if not self.engines:

@@ -7,8 +7,10 @@ whatever handler made them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from services.scheduler.config import SchedulerConfig
@@ -16,6 +18,7 @@ from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.scheduler import Scheduler
 from shared import messages as m
 from shared.actor import LIVENESS_TIMEOUT_S, Actor
+from shared.errors import Unavailable
 from shared.peers import Peers
 
 TICK_S = 1.0
@@ -24,10 +27,10 @@ TICK_S = 1.0
 class SchedulerService:
     """Binds a `Scheduler` to the bus. Lives as long as the process."""
 
-    def __init__(self, actor: Actor, config: SchedulerConfig) -> None:
+    def __init__(self, actor: Actor, config: SchedulerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._actor = actor
         self._config = config
-        self.scheduler = Scheduler(actor.id, config, actor.log)
+        self.scheduler = Scheduler(actor.id, config, actor.log, clock)
         self._metrics = SchedulerMetrics(self.scheduler, actor.registry)
         self._peers = Peers(self._peer_lost)
         self._out: deque[tuple[str, Any]] = deque()
@@ -84,7 +87,7 @@ class SchedulerService:
         """An engine announces itself; a new one, or one whose session ended, gets a session."""
         if info.engine_id in self.scheduler.engines:
             self.scheduler.heard(info)
-        elif info.state == "ready":
+        if info.engine_id not in self.scheduler.engines and info.state == "ready":
             self.scheduler.open(info, f"{self._actor.id}.{self._sessions}")
             self._sessions += 1
         await self._tell_engines()
@@ -119,9 +122,14 @@ class SchedulerService:
             before = time.monotonic()
             await asyncio.sleep(TICK_S)
             if time.monotonic() - before < 5 * TICK_S:  # after a stall of our own, hear first who is alive
-                self.scheduler.tick(LIVENESS_TIMEOUT_S)
-                await self._tell_engines()
-                await self._pump()
+                with contextlib.suppress(Unavailable):  # the bus is down and its buffer full: the next tick may pass
+                    await self.tick()
+
+    async def tick(self) -> None:
+        """What has to happen because time has passed; once a second."""
+        self.scheduler.tick(LIVENESS_TIMEOUT_S)
+        await self._tell_engines()
+        await self._pump()
 
     def _pump_soon(self) -> None:
         """Pump after the handlers that are ready to run: requests that came together start together."""

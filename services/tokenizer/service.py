@@ -1,7 +1,8 @@
 """The tokenizer on the bus: the only module of this service that sends or receives.
 
 Handlers are short: check and encode a request (`generate`), hand a step's tokens to the streams (`tokens`), pass an
-abort on (`abort`), answer `tokenize` and `detokenize`, and end streams whose scheduler or gateway is gone.
+abort on (`abort`), answer `tokenize` and `detokenize`, end streams whose scheduler or gateway is gone, and tell each
+gateway every few seconds which of its requests are here (see `shared.ledgers`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -23,6 +25,7 @@ from services.tokenizer.streams import Outcome, StreamTable
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
 from shared.errors import Aborted, Unavailable
+from shared.ledgers import LedgerRounds
 from shared.peers import Peers
 
 QUEUE_GROUP = "tokenizer"
@@ -34,12 +37,16 @@ ENCODE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 class TokenizerService:
     """One instance. `start` makes it known to the others, `drain` ends it gently."""
 
-    def __init__(self, actor: Actor, model: Model, encoder: Encoder, max_streams: int) -> None:
+    def __init__(
+        self, actor: Actor, model: Model, encoder: Encoder, max_streams: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._actor, self._model, self._encoder = actor, model, encoder
         self._prompts = PromptBuilder(model, encoder)
         self._streams = StreamTable(model.detokenizers, max_streams)
         self._peers = Peers(self._peer_lost)
-        self._roll = SchedulerRoll()
+        self._roll = SchedulerRoll(clock)
+        self._ledgers = LedgerRounds(clock)
         self._sending = asyncio.Lock()  # keeps the deltas of a stream in the order of their numbers
         self._metrics(actor)
 
@@ -55,13 +62,13 @@ class TokenizerService:
         await actor.serve(subjects.tokenize, m.Tokenize, self._tokenize, QUEUE_GROUP)
         await actor.serve(subjects.detokenize, m.Detokenize, self._detokenize, QUEUE_GROUP)
         await actor.start()
-        actor.spawn(self._watch_schedulers())
+        actor.spawn(self._tick_forever())
         await actor.set_state("ready")
 
     async def drain(self) -> None:
         """Take no new requests and return when the running ones have ended; when cancelled, tell their senders."""
-        await self._actor.leave_queues()
         try:
+            await self._actor.leave_queues()
             await self._streams.empty.wait()
         finally:
             error = m.ErrorInfo(Unavailable.code, "the tokenizer was shut down: send the request again")
@@ -72,6 +79,8 @@ class TokenizerService:
         """[walk 2] A request arrives: check it, make ids of it, hand it to a scheduler."""
         admission.check_request(request, self._actor.subjects, self._model.vocabulary.size)
         stream = self._streams.open(request)
+        if self._actor.subjects.is_gateways(request.reply):
+            self._ledgers.owe(request.reply)
         with contextlib.ExitStack() as undo:
             undo.callback(self._streams.close, stream)
             accepted = await self._schedule(request, stream)
@@ -87,14 +96,16 @@ class TokenizerService:
         if stream.abort_asked:
             raise Aborted(f"request {request.rid!r} was aborted before it was queued")
         queued = await self._queue(tokenized)
-        stream.scheduler_id = queued.scheduler_id
+        stream.scheduler_id, stream.queued_after = queued.scheduler_id, queued.ledger
         if self._roll.is_gone(queued.scheduler_id):
             self._scheduler_lost(queued.scheduler_id, "ended after it took the request")
         elif stream.abort_asked:
             await self._abort_at(
                 queued.scheduler_id, [stream.handle], silent=self._streams.get(request.rid) is not stream
             )
-        return m.Accepted(request.rid, self._actor.id, queued.scheduler_id, len(prompt.token_ids))
+        return m.Accepted(
+            request.rid, self._actor.id, queued.scheduler_id, len(prompt.token_ids), self._ledgers.number
+        )  # fmt: skip
 
     async def _queue(self, tokenized: m.TokenizedRequest) -> m.Queued:
         try:
@@ -127,6 +138,8 @@ class TokenizerService:
                 await self._send_deltas(reply, deltas, outcome)
         for scheduler_id, handles in outcome.aborts.items():
             await self._abort_at(scheduler_id, handles, silent=True)
+        for scheduler_id, handles in outcome.aborts_again.items():
+            await self._abort_at(scheduler_id, handles, silent=False)
 
     async def _send_deltas(self, reply: str, deltas: list[m.TextDelta], outcome: Outcome) -> None:
         packets = pack(deltas, self._actor.bus.max_payload_bytes)
@@ -158,12 +171,25 @@ class TokenizerService:
         self._actor.log.warning("scheduler lost", scheduler=scheduler_id, reason=reason)
         self._actor.spawn(self._send(outcome))
 
-    async def _watch_schedulers(self) -> None:
+    async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            alive = (beat.id for beat in self._peers.of("scheduler", None))
-            for scheduler_id in self._roll.overdue(self._streams.schedulers(), alive):
-                self._scheduler_lost(scheduler_id, "never heard of")
+            self.tick()
+
+    def tick(self) -> None:
+        """What has to happen because time has passed; once a second."""
+        alive = (beat.id for beat in self._peers.of("scheduler", None))
+        for scheduler_id in self._roll.overdue(self._streams.schedulers(), alive):
+            self._scheduler_lost(scheduler_id, "never heard of")
+        replies = self._ledgers.due()
+        for reply, ledger in self._streams.ledgers(self._actor.id, self._ledgers.number, replies).items():
+            if ledger.rids:
+                self._ledgers.owe(reply)
+            self._actor.spawn(self._send_ledger(reply, ledger))
+
+    async def _send_ledger(self, reply: str, ledger: m.DeltaLedger) -> None:
+        async with self._sending:  # behind the deltas that it knows of
+            await self._actor.send(reply, m.TextDeltas([], ledger))
 
     def _metrics(self, actor: Actor) -> None:
         registry = actor.registry

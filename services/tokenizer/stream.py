@@ -29,7 +29,7 @@ class Stream:
         "_add", "_add_logprobs", "_detokenizer", "_echo", "_finish_reason", "_ids", "_logprob_ids", "_logprobs",
         "_matched_stop", "_min_tokens", "_prompt_logprobs", "_prompt_text", "_prompt_tokens", "_request_stop_ids",
         "_seq", "_shows_stop", "_spell", "_stops", "_streams_deltas", "_text", "_top_num", "abort_asked",
-        "cached_tokens", "completion_tokens", "handle", "received", "reply", "rid", "scheduler_id",
+        "cached_tokens", "completion_tokens", "handle", "queued_after", "received", "reply", "rid", "scheduler_id",
     )  # fmt: skip
 
     def __init__(self, request: m.GenerateRequest, handle: int, detokenizer: Detokenizer, spell: LogprobTexts) -> None:
@@ -37,6 +37,8 @@ class Stream:
         self.rid, self.reply, self.handle = request.rid, request.reply, handle
         self.scheduler_id = ""
         """Empty until the scheduler is known."""
+        self.queued_after = -1
+        """Number of the scheduler's ledger that its answer told; -1 until it has answered."""
         self.abort_asked = False
         self.received = 0
         """Tokens got from the scheduler."""
@@ -60,6 +62,11 @@ class Stream:
         self._prompt_text: str | None = None
         self._logprob_ids: list[int] = []  # prompt ids whose logprobs are still to come
         self._prompt_logprobs: list[m.TokenLogprob] = []
+
+    @property
+    def next_seq(self) -> int:
+        """Number of the next delta."""
+        return self._seq
 
     def begin(self, prompt: Prompt, logprob_start: int) -> None:
         """The prompt is known; called before the request goes to a scheduler."""

@@ -19,6 +19,7 @@ from shared.errors import InvalidRequest, Overloaded, Unavailable
 from shared.messages.generation import RUNNING
 
 HANDLES = 2**32
+_LOST_END = m.ErrorInfo(Unavailable.code, "the last tokens were lost on the bus: send the request again")
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class Outcome:
     """By reply subject, in order."""
     aborts: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Handles by scheduler id that the scheduler should drop without an answer."""
+    aborts_again: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Handles by scheduler id that the scheduler was asked to end before, and that it still has."""
     tokens: int = 0
 
 
@@ -95,6 +98,8 @@ class StreamTable:
             prompt_start, prompt_at = prompt_at, prompt_at + (prompt_counts[i] if prompt_counts else 0)
             stream = self._by_handle.get(handle)
             if stream is None:
+                if batch.ledger:  # the word that it is not wanted was lost, or is on its way
+                    out.aborts[batch.scheduler_id].append(handle)
                 continue
             stream.scheduler_id = batch.scheduler_id
             if cached[i] >= 0:
@@ -122,6 +127,17 @@ class StreamTable:
             if (stream := self._by_handle.get(failed.handle)) is not None:
                 self.close(stream)
                 out.deltas[stream.reply].append(stream.fail(failed.error))
+        if batch.ledger:
+            self._reconcile(out, batch)
+        return out
+
+    def ledgers(self, tokenizer_id: str, number: int, replies: list[str]) -> dict[str, m.DeltaLedger]:
+        """Everything that runs, for each of these reply subjects."""
+        out = {reply: m.DeltaLedger(tokenizer_id, number, [], []) for reply in replies}
+        for stream in self._by_handle.values():
+            if (ledger := out.get(stream.reply)) is not None:
+                ledger.rids.append(stream.rid)
+                ledger.seqs.append(stream.next_seq)
         return out
 
     def fail_where(self, chosen: Callable[[Stream], bool], error: m.ErrorInfo) -> Outcome:
@@ -153,6 +169,19 @@ class StreamTable:
                 if stream.scheduler_id:
                     handles[stream.scheduler_id].append(stream.handle)
         return handles
+
+    def _reconcile(self, out: Outcome, ledger: m.TokenBatch) -> None:
+        """A stream that the scheduler has no more, and whose last tokens are not there, will never get them."""
+        handles = set(ledger.handles.tolist())
+        for stream in self:
+            if stream.scheduler_id != ledger.scheduler_id:
+                continue
+            if stream.handle in handles:
+                if stream.abort_asked:
+                    out.aborts_again[stream.scheduler_id].append(stream.handle)
+            elif 0 <= stream.queued_after < ledger.ledger:
+                self.close(stream)
+                out.deltas[stream.reply].append(stream.fail(_LOST_END))
 
     def _fail(self, out: Outcome, stream: Stream, error: m.ErrorInfo) -> None:
         self.close(stream)

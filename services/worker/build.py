@@ -83,13 +83,9 @@ def _dtype(name: str, model_config: ModelConfig, device: torch.device) -> torch.
 
 
 def _auto_threads(tp_size: int) -> int:
-    """The rank's share of the cores, one left to the other services.
-
-    An OpenMP thread that loses its core to another process stalls all threads of the product: with as many threads as
-    cores a busy neighbour made steps 10 to 50 times longer, an idle machine made them 1.4 times shorter.
-    """
+    """The rank's share of the cores. All of them are used: see `SPIN_COUNT` in `__main__.py` for what that needs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, (cores - 1) // tp_size)
+    return max(1, cores // tp_size)
 
 
 def _load(

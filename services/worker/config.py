@@ -31,7 +31,7 @@ class WorkerConfig:
     served_model_name: str = option("", help="name told to clients; default: the directory's name", group="model")
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", help="where the model runs", group="device")
-    num_threads: int = option(0, help="CPU threads of this rank; 0 = its share of all cores but one", group="device")
+    num_threads: int = option(0, help="CPU threads of this rank; 0 = its share of the cores", group="device")
     attention_backend: Literal["auto", "torch"] = option("auto", help="attention implementation", group="device")
     random_seed: int | None = option(None, help="makes requests without a seed repeatable too", group="device")
 

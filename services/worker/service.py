@@ -21,6 +21,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from services.worker.config import WorkerConfig
 from services.worker.engine_spec import EngineSpec
+from services.worker.progress import Progress
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
 from shared.bus import Bus
@@ -37,7 +38,6 @@ class EngineLike(Protocol):
 
     spec: EngineSpec
     session: str
-    last_seq: int
 
     @property
     def is_first(self) -> bool: ...
@@ -61,15 +61,18 @@ class WorkerService:
         self._config, self._build = config, build
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._engine: EngineLike | None = None
+        self._progress = Progress()
         self._unanswered = 0
         self._plan_came = asyncio.Event()
         self._broken = asyncio.Event()
         registry = self.actor.registry
-        self._steps = Counter("worker_steps", "Plans executed", registry=registry)
-        self._tokens = Counter("worker_sampled_tokens", "Tokens sampled", registry=registry)
-        self._faults = Counter("worker_faults", "Sessions ended by this rank", ["reason"], registry=registry)
-        self._seconds = Histogram("worker_step_seconds", "Time of a step by stage", ["stage"], registry=registry)
-        self._memory = Gauge("worker_memory_bytes", "Memory of this rank", registry=registry)
+        self._steps = Counter("rhizome_worker_steps", "Plans executed", registry=registry)
+        self._tokens = Counter("rhizome_worker_sampled_tokens", "Tokens sampled", registry=registry)
+        self._faults = Counter("rhizome_worker_faults", "Sessions ended by this rank", ["reason"], registry=registry)
+        self._seconds = Histogram(
+            "rhizome_worker_step_seconds", "Time of a step by stage", ["stage"], registry=registry
+        )
+        self._memory = Gauge("rhizome_worker_memory_bytes", "Memory of this rank", registry=registry)
 
     @property
     def engine(self) -> EngineLike:
@@ -126,6 +129,7 @@ class WorkerService:
     def _on_plan(self, plan: m.StepPlan) -> None:
         if self._broken.is_set():
             return
+        self._progress.received(plan)
         self._unanswered += 1
         self._plan_came.set()
         loop = asyncio.get_running_loop()
@@ -135,6 +139,7 @@ class WorkerService:
     def _executed(self, plan: m.StepPlan, done: Future[m.StepResult | m.EngineFault | None]) -> None:
         """On the loop: publish what a plan came to. A failure ends the session, in a group the process."""
         self._unanswered -= 1
+        self._progress.done(plan)
         failure = done.exception()
         if failure is None:
             outcome = done.result()
@@ -179,8 +184,8 @@ class WorkerService:
             engine_id=spec.engine_id, name=self.actor.name, state=self.actor.state, model=spec.model,
             tp_size=spec.tp_size, device=spec.device, dtype=spec.dtype, attention_backend=spec.attention_backend,
             page_size=spec.page_size, num_pages=spec.num_pages, max_rows=spec.max_rows,
-            context_length=spec.context_length, vocab_size=spec.vocab_size, session=self.engine.session,
-            last_seq=self.engine.last_seq, memory_bytes=memory_bytes,
+            context_length=spec.context_length, vocab_size=spec.vocab_size, session=self._progress.session,
+            received_seq=self._progress.received_seq, last_seq=self._progress.last_seq, memory_bytes=memory_bytes,
         )  # fmt: skip
         await self.actor.send(self.actor.subjects.scheduler_engines(self._config.scheduler_name), info)
 

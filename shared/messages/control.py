@@ -76,8 +76,11 @@ class EngineInfo:
     context_length: int
     vocab_size: int
     session: str = ""
+    """Of the plans that this rank receives."""
+    received_seq: int = -1
+    """Last plan of `session` that came from the bus without a gap before it; it may still wait to be executed."""
     last_seq: int = -1
-    """Last plan executed in `session`."""
+    """Last plan of `session` that is done: its result, or a fault, was sent."""
     memory_bytes: int = 0
     """Resident set of the process (CPU) or memory allocated on the device."""
 

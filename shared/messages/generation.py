@@ -90,6 +90,8 @@ class Accepted:
     tokenizer_id: str
     scheduler_id: str
     prompt_tokens: int
+    ledger: int = 0
+    """The tokenizer's latest ledger: the request is in every later one until its last delta."""
 
 
 @message()
@@ -151,11 +153,29 @@ class TextDelta:
     error: ErrorInfo | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DeltaLedger:
+    """All requests of one gateway that a tokenizer has, so that the gateway notices what was lost.
+
+    It travels behind every delta that was sent before it: a request that should be in it and is not has had its last
+    delta, and a number ahead of what has arrived means that a delta was lost.
+    """
+
+    tokenizer_id: str
+    number: int
+    """1, 2, 3, ... per tokenizer."""
+    rids: list[str]
+    seqs: list[int]
+    """Number of the next delta of each."""
+
+
 @message(max_bytes=8 * 1024 * 1024)
 class TextDeltas:
     """All deltas of one step for one reply subject."""
 
     deltas: list[TextDelta]
+    ledger: DeltaLedger | None = None
+    """On gateways' subjects only, every few seconds."""
 
 
 @message(max_bytes=4 * 1024 * 1024)
@@ -215,9 +235,11 @@ class Queued:
     """Answer to `TokenizedRequest`."""
 
     scheduler_id: str
+    ledger: int = 0
+    """The scheduler's latest ledger: the request is in every later one until its last word."""
 
 
-@message()
+@message(max_bytes=1024 * 1024)
 class AbortHandles:
     """Tokenizer -> scheduler: end these requests (client gone, or stop string seen).
 
@@ -273,3 +295,6 @@ class TokenBatch:
     prompt_top_logprobs: F32 | None = None
     """[Q, K]"""
     errors: list[TokenError] = field(default_factory=list)
+    ledger: int = 0
+    """0, or the number of the ledger (1, 2, 3, ... per scheduler) that this batch is: it then has no tokens and names
+    all requests of the tokenizer that have not had their last word, with the tokens told so far."""

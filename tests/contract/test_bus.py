@@ -263,3 +263,21 @@ async def test_the_local_bus_remembers_announcements() -> None:
     bus = LocalBus()
     await bus.announce("tokenizer", "t-1", {})
     assert bus.announced == [("tokenizer", "t-1")]
+
+
+async def test_what_a_queue_group_was_given_before_leaving_is_still_handled(bus: Bus) -> None:
+    seen: list[bytes] = []
+    first = asyncio.Event()
+
+    async def slow(data: bytes, _: str) -> None:
+        first.set()
+        await asyncio.sleep(0)
+        seen.append(data)
+
+    leave = await bus.subscribe("leaving", slow, "group")
+    await bus.flush()
+    for i in range(50):
+        await bus.publish("leaving", str(i).encode())
+    await first.wait()
+    await leave()
+    assert seen == [str(i).encode() for i in range(50)]

@@ -24,6 +24,7 @@ DELTAS = m.TextDeltas(
         m.TextDelta("r2", 7, completion_tokens=9, finish_reason="stop", matched_stop=2),
     ]
 )
+LEDGER = m.TextDeltas([], m.DeltaLedger("tokenizer-0-a1b2c3", 4, ["r1", "r2"], [3, 0]))
 ERROR = m.ErrorReply(m.ErrorInfo("invalid_request", "top_p must be in (0, 1], got 2.0", "top_p"))
 PLAN = m.StepPlan(
     engine_id="e0", session="s0", seq=1, new_rows=[m.RowInit(row=2, seed=7)],
@@ -54,6 +55,10 @@ GOLDEN = {
         b'"prompt":{"prompt_tokens":3,"cached_tokens":0,"logprobs":[]},"completion_tokens":2},'
         b'{"rid":"r2","seq":7,"token_ids":[],"logprobs":[],"completion_tokens":9,"finish_reason":"stop",'
         b'"matched_stop":2}]}',
+    ),
+    "ledger": (
+        LEDGER,
+        b'{"deltas":[],"ledger":{"tokenizer_id":"tokenizer-0-a1b2c3","number":4,"rids":["r1","r2"],"seqs":[3,0]}}',
     ),
     "error": (
         ERROR,

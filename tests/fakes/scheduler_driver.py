@@ -51,6 +51,8 @@ class Driver:
         self.history: list[m.StepPlan] = []
         """Every plan ever built."""
         self.outputs: dict[int, Output] = {}
+        self.ledgers: list[tuple[str, m.TokenBatch]] = []
+        """With the tokenizers that they were for."""
         self._sessions = 0
         self._handles = 0
         self.open()
@@ -104,6 +106,21 @@ class Driver:
         self.scheduler.tick(15.0)
         self.collect()
 
+    def report(self, *, received: int | None = None, done: int | None = None, after_s: float = 0.0) -> None:
+        """The first engine says where it stands, `after_s` later than now.
+
+        Args:
+            received: last plan that it got; by default all that were sent.
+            done: last plan that it answered; by default all whose answer the scheduler has.
+        """
+        self.now += after_s
+        in_flight, seq = self.session.in_flight, self.session.seq
+        info = dataclasses.replace(
+            self.info, session=self.session.session, received_seq=seq - 1 if received is None else received,
+            last_seq=seq - len(in_flight) - 1 if done is None else done,
+        )  # fmt: skip
+        self.scheduler.heard(info)
+
     def pump(self) -> int:
         """Build every plan that may be sent; returns how many."""
         built = [plan for _, plan in self.scheduler.plans()]
@@ -142,8 +159,10 @@ class Driver:
             engine.pool.check()
 
     def collect(self) -> None:
-        for _, batch in self.scheduler.outbox.take():
+        for tokenizer_id, batch in self.scheduler.outbox.take():
             self._collect(batch)
+            if batch.ledger:
+                self.ledgers.append((tokenizer_id, batch))
 
     def _collect(self, batch: m.TokenBatch) -> None:
         at = lp_at = 0

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 
+from services.worker.progress import Progress
 from shared import log
 from shared import messages as m
 from shared.actor import Actor
@@ -85,6 +86,7 @@ class Worker:
         self.info = dataclasses.replace(engine_info(engine_id=self.actor.id, **size), name=name)
         self.engine = ScriptedEngine(self.info, eos_id=EOS)
         self.plans: list[m.StepPlan] = []
+        self._progress = Progress()
         self.open = asyncio.Event()
         """While it is not set, plans wait."""
         self.open.set()
@@ -97,8 +99,10 @@ class Worker:
 
     async def _on_plan(self, plan: m.StepPlan) -> None:
         self.plans.append(plan)
+        self._progress.received(plan)
         await self.open.wait()
         answer, subjects = self.answer(plan), self.actor.subjects
+        self._progress.done(plan)
         if isinstance(answer, m.StepResult):
             await self.actor.send(subjects.scheduler_result(plan.session), answer)
         elif answer is not None:
@@ -106,7 +110,11 @@ class Worker:
 
     async def _announce_forever(self) -> None:
         while True:
-            await self.actor.send(self.actor.subjects.scheduler_engines("scheduler-0"), self.info)
+            at = self._progress
+            info = dataclasses.replace(
+                self.info, session=at.session, received_seq=at.received_seq, last_seq=at.last_seq
+            )  # fmt: skip
+            await self.actor.send(self.actor.subjects.scheduler_engines("scheduler-0"), info)
             await asyncio.sleep(ANNOUNCE_S)
 
 

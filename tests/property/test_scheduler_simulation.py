@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.config import SchedulePolicy, SchedulerConfig
+from shared.ledgers import LEDGER_S
 from shared.messages.generation import ABORTED, LENGTH, RUNNING, STOPPED
 from tests.fakes.engine import engine_info, expected_tokens
 from tests.fakes.scheduler_driver import EOS, Driver
@@ -41,6 +42,9 @@ actions = st.lists(
         st.tuples(st.just("step")),
         st.tuples(st.just("flush")),
         st.tuples(st.just("lose engine")),
+        st.tuples(st.just("lose plans")),
+        st.tuples(st.just("lose answers")),
+        st.tuples(st.just("tick")),
     ),
     max_size=60,
 )  # fmt: skip
@@ -70,7 +74,7 @@ def test_every_request_gets_its_own_tokens_whatever_happens_around_it(
     )
     config = SchedulerConfig(
         pipeline_depth=depth, chunked_prefill_size=chunk, schedule_policy=policy, disable_radix_cache=not radix,
-        schedule_conservativeness=conservativeness,
+        schedule_conservativeness=conservativeness, queue_timeout_s=1e6, step_timeout_s=1e6,
     )  # fmt: skip
     driver = Driver(info, config, eos_every=17)
     wanted: dict[int, tuple[list[int], int, bool, int | None]] = {}
@@ -98,6 +102,24 @@ def test_every_request_gets_its_own_tokens_whatever_happens_around_it(
             case "lose engine":
                 driver.plans.clear()
                 driver.open()
+            case "lose plans" if driver.plans:
+                for _ in range(2):
+                    driver.report(received=driver.plans[0].seq - 1, after_s=2.0)
+                assert not driver.scheduler.engines
+                driver.plans.clear()
+                driver.open()
+            case "lose answers" if driver.plans:
+                for _ in range(2):
+                    driver.report(done=driver.plans[0].seq, after_s=2.0)
+                assert not driver.scheduler.engines
+                driver.plans.clear()
+                driver.open()
+            case "tick":
+                driver.report(after_s=LEDGER_S)
+                driver.ledgers.clear()
+                driver.tick()
+                running = {h for h, out in driver.outputs.items() if out.finish == RUNNING}
+                assert {h for _, ledger in driver.ledgers for h in ledger.handles.tolist()} == running
         driver.check()
     driver.run()
     driver.check()

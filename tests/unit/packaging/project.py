@@ -57,7 +57,7 @@ def closure(extra: str) -> set[str]:
 
 def foreign_modules(extra: str) -> list[str]:
     """Top-level modules installed here that a fresh environment with this extra would not have."""
-    allowed = closure(extra)
+    allowed = {*closure(extra), "rhizome"}  # the project itself, installed or not
     return sorted(
         module
         for module, owners in importlib.metadata.packages_distributions().items()

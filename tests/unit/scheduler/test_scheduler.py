@@ -107,7 +107,7 @@ class TestTime:
         waits = driver.submit([4], 4)
         driver.step()
         driver.step()
-        driver.scheduler.heard(driver.info)
+        driver.report()
         driver.tick(after_s=6.0)
         assert code(driver, waits) == "deadline_exceeded"
         assert code(driver, runs) is None
@@ -135,7 +135,7 @@ class TestTime:
         driver = Driver()
         driver.tick(after_s=14.0)
         assert driver.scheduler.engines
-        driver.scheduler.heard(driver.info)
+        driver.report()
         driver.tick(after_s=14.0)
         assert driver.scheduler.engines
         driver.tick(after_s=2.0)
@@ -146,10 +146,10 @@ class TestTime:
         driver.submit([3], 20)
         driver.pump()
         for _ in range(3):
-            driver.scheduler.heard(driver.info)
+            driver.report()
             driver.tick(after_s=10.0)
         assert driver.scheduler.engines
-        driver.scheduler.heard(driver.info)
+        driver.report()
         driver.tick(after_s=1.0)
         assert not driver.scheduler.engines
 

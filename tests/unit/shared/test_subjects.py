@@ -14,6 +14,8 @@ from shared.subjects import CATALOG, Subjects
 
 SUBJECTS = Subjects("d")
 ANSWERS_OF_ANY_SUBJECT = {m.ErrorReply}
+QUESTIONS = {"check_reply", "is_gateways"}
+"""Methods that build no subject."""
 
 
 def built_patterns() -> set[str]:
@@ -22,7 +24,7 @@ def built_patterns() -> set[str]:
     for name, member in inspect.getmembers(Subjects):
         if isinstance(member, property):
             out.add(getattr(SUBJECTS, name))
-        elif inspect.isfunction(member) and not name.startswith("_") and name != "check_reply":
+        elif inspect.isfunction(member) and not name.startswith("_") and name not in QUESTIONS:
             out.add(getattr(SUBJECTS, name)(*(f"<{p}>" for p in list(inspect.signature(member).parameters)[1:])))
     return {re.sub(r"<\w+>", "<>", s.removeprefix("rz.v1.d.")) for s in out}
 

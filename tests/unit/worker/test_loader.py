@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from services.worker.loader import canonical
+from services.worker.models.registry import attention_windows
 from shared.errors import ConfigError
 from shared.messages.step import RowInit
+from shared.model_config import load_model_config
 from tests.unit.worker.driver import Driver, make_engine, rewritten
 
 PROMPT = list(range(3, 40))
@@ -44,6 +47,18 @@ def test_old_configuration_fields_are_understood(llama: tuple[Path, Any], tmp_pa
     config |= {"rope_theta": rope["rope_theta"], "torch_dtype": config.pop("dtype"), "rope_scaling": None}
     (tmp_path / "old/config.json").write_text(json.dumps(config))
     assert tokens_of(tmp_path / "old") == tokens_of(llama[0])
+
+
+def test_windows_of_configurations_without_layer_types_follow_their_first_layer(
+    checkpoint: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    path, _ = checkpoint("qwen2-window")
+    shutil.copytree(path, tmp_path / "old")
+    config = json.loads((path / "config.json").read_text())
+    assert config.pop("layer_types") == ["full_attention", "sliding_attention", "sliding_attention"]
+    (tmp_path / "old/config.json").write_text(json.dumps(config))
+    assert attention_windows(load_model_config(tmp_path / "old")) == [None, 24, 24]
+    assert attention_windows(load_model_config(path)) == [None, 24, 24]
 
 
 def test_derived_and_tied_tensors_in_the_files_are_skipped(llama: tuple[Path, Any], tmp_path: Path) -> None:

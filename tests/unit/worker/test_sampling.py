@@ -183,6 +183,8 @@ def test_a_row_given_to_another_request_keeps_nothing() -> None:
     out = s.sample(logits.clone(), rows(0))
     assert out.tokens.tolist() == [7]
     assert out.logprobs is None
+    s.state.init([RowInit(0, temperature=0.0, repetition_penalty=5.0, history_ids=[9])])
+    assert s.sample(logits.clone(), rows(0)).tokens.tolist() == [7]
 
 
 def test_only_the_rows_that_ask_are_biased_and_penalized() -> None:

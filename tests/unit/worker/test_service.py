@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -133,19 +134,27 @@ async def test_bytes_that_are_no_plan_cost_nothing_but_themselves(bus: Bus) -> N
 
 
 async def test_a_draining_engine_says_so_and_finishes_the_plans_it_has() -> None:
+    go_on = threading.Event()
+
+    def act(plan: m.StepPlan) -> None:
+        assert plan.seq == 0 or go_on.wait(20)
+
     bus = LocalBus()
     infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
     results = await Inbox.on(bus, SUBJECTS.scheduler_result("a.1"), m.StepResult)
-    worker = service(bus)
+    worker = service(bus, act)
     await worker.start()
     engine_id = worker.engine.spec.engine_id
-    await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 0)))
-    await results.next()
+    for seq in (0, 1):
+        await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", seq)))
+    assert (await results.next()).seq == 0
     await worker.actor.set_state("draining")
     drained = asyncio.create_task(worker.drain())
     await infos.next(lambda i: i.state == "draining")
-    await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 1)))
-    assert (await results.next()).seq == 1
+    await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 2)))
+    assert not drained.done()
+    go_on.set()
+    assert [(await results.next()).seq for _ in range(2)] == [1, 2]
     await asyncio.wait_for(drained, 20)
 
 
@@ -193,3 +202,17 @@ async def test_an_engine_that_cannot_be_built_is_a_start_up_error() -> None:
     worker = WorkerService(CONFIG, LocalBus(), log.setup("worker", "error"), build)
     with pytest.raises(ConfigError, match="no such model"):
         await worker.run()
+
+
+async def test_a_plan_that_waits_for_the_device_is_told_as_received_and_not_as_done(bus: Bus) -> None:
+    gate = threading.Event()
+    infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
+    worker = service(bus, lambda plan: gate.wait(20) if plan.seq == 1 else None)
+    await worker.start()
+    engine_id = worker.engine.spec.engine_id
+    for seq in range(3):
+        await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", seq)))
+    info = await infos.next(lambda i: i.received_seq == 2)
+    assert (info.session, info.last_seq) == ("a.1", 0)
+    gate.set()
+    await infos.next(lambda i: i.last_seq == 2)
