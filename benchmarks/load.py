@@ -37,7 +37,7 @@ class Load:
 
     @property
     def tokens(self) -> int:
-        return sum(s.tokens for s in self.streams)
+        return sum(s.tokens for s in self.streams if not s.error)
 
     @property
     def tokens_per_s(self) -> float:
@@ -97,7 +97,10 @@ async def run(port: int, prompts: Sequence[Prompt], *, concurrency: int, max_tok
 
     begin_s = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(concurrency)))
-    return Load(concurrency, time.perf_counter() - begin_s, out)
+    done = Load(concurrency, time.perf_counter() - begin_s, out)
+    if len(done.errors) == len(prompts):
+        raise SystemExit(f"every request failed, the first with: {done.errors[0]}")
+    return done
 
 
 def completion_body(prompt: Prompt, max_tokens: int, model: str) -> bytes:

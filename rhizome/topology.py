@@ -52,19 +52,17 @@ class _Maker:
             meet = f"127.0.0.1:{free_port()}" if tp_size > 1 else ""
             return [
                 self.process(
-                    "worker",
-                    f"{name}-rank{rank}" if rank else name,
-                    dataclasses.replace(config, tp_rank=rank, dist_init_addr=meet),
+                    "worker", f"{name}-rank{rank}" if rank else name, config, tp_rank=rank, dist_init_addr=meet
                 )
                 for rank in range(tp_size)
             ]
 
         return UnitSpec(name, _STOP_ORDER.index("worker"), members)
 
-    def process(self, service: str, name: str, config: Any) -> ProcessSpec:
+    def process(self, service: str, name: str, config: Any, **changes: Any) -> ProcessSpec:
         common = dataclasses.replace(config.common, name=name, nats_url=self._nats_url)
-        argv = (sys.executable, "-m", f"services.{service}", *to_argv(dataclasses.replace(config, common=common)))
-        return ProcessSpec(name, service, argv, self._env)
+        own = dataclasses.replace(config, common=common, **changes)
+        return ProcessSpec(name, service, (sys.executable, "-m", f"services.{service}", *to_argv(own)), self._env)
 
 
 def child_environment(env: dict[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import secrets
 import signal
 import socket
@@ -42,7 +43,7 @@ class Actor:
 
     def __init__(self, service: str, config: CommonConfig, bus: Bus, log: Log) -> None:
         self.service = service
-        self.name = config.name or f"{service}-0"
+        self.name = config.name or default_name(service)
         self.id = f"{self.name}-{secrets.token_hex(3)}"
         self.subjects = Subjects(config.deployment)
         self.bus = bus
@@ -56,6 +57,9 @@ class Actor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._endpoints: dict[str, str] = {}
         self._unsubscribe: list[Callable[[], Awaitable[None]]] = []
+        self.quitting = ""
+        """Why the process ends without draining; empty while it may go on."""
+        self._ending = asyncio.Event()
         self._leave: list[Callable[[], Awaitable[None]]] = []
         self._errors = Counter(
             "rhizome_handler_errors", "Messages whose handler failed", ["subject", "code"], registry=self.registry
@@ -137,13 +141,23 @@ class Actor:
         )  # fmt: skip
         await self.send(self.subjects.heartbeat, beat)
 
-    async def run(self, drain: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Wait for SIGTERM or SIGINT, then drain within the configured bound, say goodbye and disconnect."""
-        stop = asyncio.Event()
+    def quit(self, reason: str) -> None:
+        """End the process without draining, with exit status 1: it cannot go on, its supervisor starts another."""
+        self.quitting = reason
+        self._ending.set()
+
+    async def run(self, drain: Callable[[], Awaitable[None]] | None = None) -> int:
+        """Wait for SIGTERM or SIGINT, then drain within the configured bound, say goodbye and disconnect.
+
+        Returns the exit status: 0, or 1 after `quit`.
+        """
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, stop.set)
-        await stop.wait()
+            loop.add_signal_handler(sig, self._ending.set)
+        await self._ending.wait()
+        if self.quitting:
+            await self.stop(self.quitting)
+            return 1
         await self.set_state("draining")
         if drain is not None:
             try:
@@ -151,6 +165,7 @@ class Actor:
             except TimeoutError:
                 self.log.warning("drain timed out", timeout_s=self._config.drain_timeout_s)
         await self.stop("drained")
+        return 0
 
     async def leave_queues(self) -> None:
         """Take no new work: end the subscriptions that share it with other instances. First step of a drain."""
@@ -196,6 +211,17 @@ class Actor:
         self._errors.labels(short, RhizomeError.code).inc()
         self.log.error("handler failed", fault=fault, subject=short)
         return m.ErrorInfo(RhizomeError.code, f"{self.service} failed on this message: {type(fault).__name__}")
+
+
+def default_name(service: str) -> str:
+    """Name of an instance that was given none: no other instance has it, and a restarted container has it again.
+
+    The scheduler is `scheduler-0`, because engines look for it by name.
+    """
+    if service == "scheduler":
+        return "scheduler-0"
+    host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:32]
+    return f"{service}-{host}-{os.getpid()}"
 
 
 def decode_reply(cls: type[A], data: bytes) -> A:

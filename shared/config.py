@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -32,11 +33,18 @@ class CommonConfig:
 
     nats_url: str = option("nats://127.0.0.1:4222", help="NATS server(s), comma-separated", group="bus")
     deployment: str = option("default", help="name that separates deployments on one NATS server", group="bus")
-    name: str = option("", help="stable name of this instance, e.g. tokenizer-0 (default: <service>-0)", group="bus")
+    name: str = option(
+        "", help="name of this instance, e.g. tokenizer-0; a new instance replaces the old one of its name "
+        "(default: scheduler-0, elsewhere made of host and process id)", group="bus",
+    )  # fmt: skip
     log_level: Literal["debug", "info", "warning", "error"] = option("info", help="least level logged", group="logging")
     log_format: Literal["text", "json"] = option("text", help="log lines for people or for machines", group="logging")
     metrics_port: int = option(0, help="serve Prometheus metrics on this port; 0 = off", group="logging")
     drain_timeout_s: float = option(10.0, help="on SIGTERM, seconds to finish running work", group="bus")
+
+    def __post_init__(self) -> None:
+        if self.name and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
+            raise ConfigError(f"--name {self.name!r}: use 1 to 64 letters, digits, '-' and '_'")
 
 
 def parse_config(cls: type[T], prog: str, description: str, argv: Sequence[str] | None = None) -> T:

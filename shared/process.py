@@ -6,12 +6,13 @@ import asyncio
 import gc
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from shared.actor import Actor
+from shared.actor import Actor, default_name
 from shared.config import CommonConfig, parse_config
 from shared.errors import ConfigError
 
+T = TypeVar("T")
 Drain = Callable[[], Awaitable[None]]
 
 
@@ -32,33 +33,31 @@ def main(
     """Parse flags, connect, `start(actor, config)`, run until SIGTERM or SIGINT.
 
     `start` subscribes and makes the service ready; it returns what finishes running work at shutdown.
-    Returns the exit code: 0 after an orderly stop, 2 when the configuration is wrong.
+    Returns the exit status: 0 after an orderly stop, 1 when the service cannot go on, 2 for a wrong configuration.
     """
     config = parse_config(cls, f"python -m services.{service}", description, argv)
     try:
-        run(_serve(service, config, start))
+        return run(_serve(service, config, start))
     except ConfigError as fault:
         print(f"{service}: {fault.message}", file=sys.stderr)
         return 2
-    return 0
 
 
-def run(coro: Coroutine[Any, Any, None]) -> None:
+def run(coro: Coroutine[Any, Any, T]) -> T:
     """Run on uvloop where it is installed, else on asyncio's own loop."""
     try:
         import uvloop
     except ImportError:
-        asyncio.run(coro)
-    else:
-        uvloop.run(coro)
+        return asyncio.run(coro)
+    return uvloop.run(coro)
 
 
-async def _serve(service: str, config: ServiceConfig, start: Callable[[Actor, Any], Awaitable[Drain | None]]) -> None:
+async def _serve(service: str, config: ServiceConfig, start: Callable[[Actor, Any], Awaitable[Drain | None]]) -> int:
     from shared import log
     from shared.bus import NatsBus
 
     common = config.common
-    name = common.name or f"{service}-0"
+    name = common.name or default_name(service)
     logger = log.setup(name, common.log_level, common.log_format)
     bus = await NatsBus.connect(common.nats_url, name, logger.warning)
     actor = Actor(service, common, bus, logger)
@@ -69,4 +68,4 @@ async def _serve(service: str, config: ServiceConfig, start: Callable[[Actor, An
         raise
     gc.collect()
     gc.freeze()  # what start-up made stays: the collector need not look at it again
-    await actor.run(drain)
+    return await actor.run(drain)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
+import numpy.typing as npt
 
 from shared.errors import InvalidRequest
 
@@ -49,9 +50,10 @@ def to_json(obj: Any) -> dict[str, Any]:
 
 def is_array_type(tp: Any) -> bool:
     """True for `NDArray[...]` and `NDArray[...] | None`."""
-    if get_origin(tp) is np.ndarray or tp is np.ndarray:
+    origin = get_origin(tp)
+    if tp is np.ndarray or origin is np.ndarray or origin is npt.NDArray:  # the last on Python 3.12 and newer
         return True
-    return get_origin(tp) in (Union, types.UnionType) and any(is_array_type(a) for a in get_args(tp))
+    return origin in (Union, types.UnionType) and any(is_array_type(a) for a in get_args(tp))
 
 
 def hints(cls: type) -> dict[str, Any]:

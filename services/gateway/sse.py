@@ -1,4 +1,4 @@
-"""[walk 7] Server-sent events: an event stream whose status is still open until its first byte, and lean chunks.
+"""[walk 13] Server-sent events: an event stream whose status is still open until its first byte, and lean chunks.
 
 A streamed token costs one chunk. Everything in it but the text is the same from chunk to chunk, so chunks are made
 by joining pre-encoded bytes with the JSON of the text instead of building and encoding a dict.

@@ -1,4 +1,4 @@
-"""[walk 7] Running generations of this gateway, and the deltas that arrive for them.
+"""[walk 13] Running generations of this gateway, and the deltas that arrive for them.
 
 `StreamTable` is fed by the bus callback, `Mailbox` is read by one HTTP handler. Nothing here knows HTTP or the bus.
 The entry of a generation holds its request and every token id so far: all that is needed to submit

@@ -166,7 +166,7 @@ class Engine:
         return plan
 
     def apply(self, result: m.StepResult) -> None:
-        """[walk 7] Apply the answer to the oldest plan.
+        """[walk 11] Apply the answer to the oldest plan.
 
         Raises:
             WireError: it is not the answer to the oldest plan; the session cannot go on.

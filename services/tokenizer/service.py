@@ -117,7 +117,7 @@ class TokenizerService:
             raise
 
     async def _on_tokens(self, batch: m.TokenBatch) -> None:
-        """[walk 6] One step's tokens become text, one message per receiver."""
+        """[walk 12] One step's tokens become text, one message per receiver."""
         outcome = self._streams.apply(batch)
         self._detokenized.inc(outcome.tokens)
         await self._send(outcome)

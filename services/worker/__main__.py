@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
+from collections.abc import Sequence
 
 from services.worker.config import WorkerConfig
-from shared import log
-from shared.bus import NatsBus
-from shared.config import parse_config
-from shared.errors import ConfigError
+from shared.actor import Actor
+from shared.process import Drain
+from shared.process import main as run_service
 
 SPIN_COUNT = "1000"
 """GNU OpenMP threads wait actively this many rounds, then sleep. With its default they spin through whole time slices
@@ -18,28 +17,18 @@ while another process has the core of the thread they wait for. Decode steps of 
 cores took 268 to 1,826 ms with the default and 57 to 105 ms with this; 1 thread took 65 to 99 ms."""
 
 
-def main() -> int:
-    """Parse flags, connect, serve; returns the exit status."""
-    config = parse_config(WorkerConfig, "services.worker", "Runs a model: executes the scheduler's step plans.")
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is loaded
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(_serve(config))
-    return uvloop.run(_serve(config))
-
-
-async def _serve(config: WorkerConfig) -> int:
+async def start(actor: Actor, config: WorkerConfig) -> Drain:
     from services.worker.build import build_engine
     from services.worker.service import WorkerService
 
-    logger = log.setup("worker", config.common.log_level, config.common.log_format)
-    try:
-        bus = await NatsBus.connect(config.common.nats_url, "worker", logger.warning)
-        return await WorkerService(config, bus, logger, build_engine).run()
-    except ConfigError as fault:
-        logger.error(fault.message)
-        return 2
+    service = WorkerService(actor, config, build_engine)
+    await service.start()
+    return service.drain
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is loaded
+    return run_service("worker", WorkerConfig, "Runs a model: executes the scheduler's step plans.", start, argv)
 
 
 if __name__ == "__main__":

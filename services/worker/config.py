@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,13 +85,6 @@ class WorkerConfig:
     def model_name(self) -> str:
         """What clients call the model."""
         return self.served_model_name or Path(self.model_path).resolve().name
-
-    @property
-    def rank_common(self) -> CommonConfig:
-        """Common options with a name of this rank's own: two instances of one name would replace each other."""
-        if self.common.name or self.tp_rank == 0:
-            return self.common
-        return dataclasses.replace(self.common, name=f"worker-0-rank{self.tp_rank}")
 
 
 def _at_least(flag: str, value: int, least: int) -> None:

@@ -1,4 +1,4 @@
-"""[walk 7] One rank's engine: executes plans in order. Knows messages and devices, nothing of the bus.
+"""[walk 8] One rank's engine: executes plans in order. Knows messages and devices, nothing of the bus.
 
 `execute` is called by one thread (`service.py`), plan after plan. What a plan gets wrong is answered with an
 `EngineFault` before anything is changed; after a fault the session is dead and its plans are ignored until the

@@ -1,4 +1,4 @@
-"""[walk 6] The worker on the bus: plans in, results out, and the life of a rank.
+"""[walk 7] The worker on the bus: plans in, results out, and the life of a rank.
 
 The event loop only moves messages. One device thread, a single-worker executor, builds the engine and executes plans
 in order of arrival; its results come back to the loop, which publishes them. Rank 0 answers and announces the engine;
@@ -24,8 +24,6 @@ from services.worker.engine_spec import EngineSpec
 from services.worker.progress import Progress
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
-from shared.bus import Bus
-from shared.log import Log
 from shared.peers import Peers
 
 DRAIN_QUIET_S = 1.0
@@ -50,21 +48,18 @@ class EngineLike(Protocol):
 class WorkerService:
     """One rank. Lives as long as the process."""
 
-    def __init__(
-        self, config: WorkerConfig, bus: Bus, log: Log, build: Callable[[WorkerConfig, str], EngineLike]
-    ) -> None:
+    def __init__(self, actor: Actor, config: WorkerConfig, build: Callable[[WorkerConfig, str], EngineLike]) -> None:
         """
         Args:
             build: makes the engine, on the device thread, from the configuration and this instance's id.
         """
-        self.actor = Actor("worker", config.rank_common, bus, log)
+        self.actor = actor
         self._config, self._build = config, build
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._engine: EngineLike | None = None
         self._progress = Progress()
         self._unanswered = 0
         self._plan_came = asyncio.Event()
-        self._broken = asyncio.Event()
         registry = self.actor.registry
         self._steps = Counter("rhizome_worker_steps", "Plans executed", registry=registry)
         self._tokens = Counter("rhizome_worker_sampled_tokens", "Tokens sampled", registry=registry)
@@ -79,26 +74,12 @@ class WorkerService:
         assert self._engine is not None
         return self._engine
 
-    async def run(self) -> int:
-        """Start, serve until SIGTERM or until the group breaks; returns the exit status.
+    async def start(self) -> None:
+        """Build the engine, subscribe, and announce it once every rank listens.
 
         Raises:
             ConfigError: the engine cannot be built.
         """
-        await self.start()
-        serving = asyncio.create_task(self.actor.run(self.drain))
-        broken = asyncio.create_task(self._broken.wait())
-        await asyncio.wait({serving, broken}, return_when=asyncio.FIRST_COMPLETED)
-        broken.cancel()
-        if serving.done():
-            await serving
-            return 0
-        serving.cancel()
-        await self.actor.stop("its group is broken")
-        return 1
-
-    async def start(self) -> None:
-        """Build the engine, subscribe, and announce it once every rank listens."""
         await self.actor.start()
         loop = asyncio.get_running_loop()
         started_s = time.perf_counter()
@@ -127,7 +108,7 @@ class WorkerService:
                     return
 
     def _on_plan(self, plan: m.StepPlan) -> None:
-        if self._broken.is_set():
+        if self.actor.quitting:
             return
         self._progress.received(plan)
         self._unanswered += 1
@@ -159,7 +140,7 @@ class WorkerService:
             await self.actor.send(subjects.scheduler_fault(outcome.session), outcome)
         if fatal:
             await self.actor.bus.flush()
-            self._broken.set()
+            self.actor.quit("its group is broken")
 
     def _count(self, result: m.StepResult) -> None:
         self._steps.inc()
@@ -170,7 +151,7 @@ class WorkerService:
     def _on_lost(self, beat: m.Heartbeat, reason: str) -> None:
         if beat.id in self.engine.spec.group and beat.id != self.actor.id and self.actor.state != "draining":
             self.actor.log.error("rank lost", rank=self.engine.spec.group.index(beat.id), lost=beat.id, reason=reason)
-            self._broken.set()
+            self.actor.quit("its group is broken")
 
     async def _announce_forever(self) -> None:
         while True:

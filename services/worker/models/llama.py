@@ -76,7 +76,7 @@ class LlamaModel:
         self._head.pack()
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """[walk 8] Hidden states [T, hidden] of tokens `ids` [T] at `positions` [T]; ragged rows, no padding."""
+        """[walk 9] Hidden states [T, hidden] of tokens `ids` [T] at `positions` [T]; ragged rows, no padding."""
         x = self._embedding(ids)
         cos, sin = self._rotary.angles(positions)
         for i, layer in enumerate(self._layers):

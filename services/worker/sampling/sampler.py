@@ -1,4 +1,4 @@
-"""[walk 9] Logits to tokens and log probabilities, for the rows of one step."""
+"""[walk 10] Logits to tokens and log probabilities, for the rows of one step."""
 
 from __future__ import annotations
 

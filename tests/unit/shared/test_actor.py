@@ -13,10 +13,10 @@ import pytest
 from shared import log as log_module
 from shared import messages as m
 from shared import wire
-from shared.actor import Actor, decode_reply
+from shared.actor import Actor, decode_reply, default_name
 from shared.bus import Bus, LocalBus, NatsBus
 from shared.config import CommonConfig
-from shared.errors import InvalidRequest, Overloaded, RhizomeError, TooLarge, Unavailable, WireError
+from shared.errors import ConfigError, InvalidRequest, Overloaded, RhizomeError, TooLarge, Unavailable, WireError
 from shared.peers import Peers
 
 LOG = log_module.setup("test", "error")
@@ -195,7 +195,20 @@ async def test_every_start_is_a_new_instance_of_the_same_name() -> None:
     first, second = make_actor(LocalBus(), name="t"), make_actor(LocalBus(), name="t")
     assert first.name == second.name == "t"
     assert first.id != second.id
-    assert make_actor(LocalBus(), "worker").name == "worker-0"
+
+
+def test_an_instance_without_a_name_gets_one_that_no_replica_on_another_host_or_in_another_process_has() -> None:
+    name = default_name("tokenizer")
+    assert name.startswith("tokenizer-")
+    assert name.endswith(f"-{os.getpid()}")
+    assert CommonConfig(name=name).name == name
+    assert default_name("scheduler") == "scheduler-0"
+
+
+@pytest.mark.parametrize("name", ["a.b", "a b", "x" * 65, "*"])
+def test_a_name_that_is_no_part_of_a_subject_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="--name"):
+        CommonConfig(name=name)
 
 
 async def test_a_scrape_collects_the_metrics_of_every_service(bus: Bus) -> None:

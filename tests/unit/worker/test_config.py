@@ -45,9 +45,7 @@ def test_unknown_values_and_a_missing_model_end_the_command(argv: list[str]) -> 
     assert caught.value.code == 2
 
 
-def test_other_ranks_have_names_of_their_own() -> None:
-    second = WorkerConfig(model_path="m", tp_size=2, tp_rank=1, dist_init_addr="127.0.0.1:9")
-    assert second.rank_common.name == "worker-0-rank1"
+def test_clients_call_a_model_by_its_directory() -> None:
     assert WorkerConfig(model_path="/models/tiny").model_name == "tiny"
 
 

@@ -16,6 +16,7 @@ from services.worker.engine_spec import EngineSpec
 from services.worker.service import WorkerService
 from shared import log, wire
 from shared import messages as m
+from shared.actor import Actor
 from shared.bus import Bus, LocalBus, NatsBus
 from shared.config import CommonConfig
 from shared.errors import ConfigError
@@ -86,7 +87,13 @@ def service(
             act,
         )  # fmt: skip
 
-    return WorkerService(config, bus, log.setup("worker", "error"), build)
+    return WorkerService(Actor("worker", config.common, bus, log.setup("worker", "error")), config, build)
+
+
+async def serve(worker: WorkerService) -> int:
+    """What the process does; its exit status."""
+    await worker.start()
+    return await worker.actor.run(worker.drain)
 
 
 async def test_a_ready_engine_announces_itself_and_answers_plans_in_order(bus: Bus) -> None:
@@ -95,7 +102,7 @@ async def test_a_ready_engine_announces_itself_and_answers_plans_in_order(bus: B
     worker = service(bus)
     await worker.start()
     info = await infos.next()
-    assert (info.state, info.model, info.num_pages, info.name) == ("ready", "tiny", 8, "worker-0")
+    assert (info.state, info.model, info.num_pages, info.name) == ("ready", "tiny", 8, worker.actor.name)
     assert (info.memory_bytes, info.session, info.last_seq) == (123, "", -1)
     for seq in range(20):
         await bus.publish(
@@ -176,7 +183,7 @@ async def test_a_failed_plan_in_a_group_is_reported_and_ends_the_process_with_st
     infos = await Inbox.on(nats_bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
     faults = await Inbox.on(nats_bus, SUBJECTS.scheduler_fault("a.1"), m.EngineFault)
     own = await NatsBus.connect(nats_url, "worker")
-    running = asyncio.create_task(service(own, act, TWO, "worker-0-rank1-abc").run())
+    running = asyncio.create_task(serve(service(own, act, TWO, "worker-0-rank1-abc")))
     engine_id = (await infos.next()).engine_id
     await nats_bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 0)))
     assert (await faults.next()).message == "RuntimeError: connection closed by peer"
@@ -186,7 +193,7 @@ async def test_a_failed_plan_in_a_group_is_reported_and_ends_the_process_with_st
 async def test_the_loss_of_another_rank_ends_an_idle_process_with_status_1() -> None:
     bus = LocalBus()
     infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
-    running = asyncio.create_task(service(bus, config=TWO, peer="worker-0-rank1-abc").run())
+    running = asyncio.create_task(serve(service(bus, config=TWO, peer="worker-0-rank1-abc")))
     await infos.next()
     beat = m.Heartbeat("worker", "worker-0-rank1", "worker-0-rank1-abc", "ready", 1, "host", 1.0)
     await bus.publish(SUBJECTS.heartbeat, wire.encode(beat))
@@ -199,9 +206,10 @@ async def test_an_engine_that_cannot_be_built_is_a_start_up_error() -> None:
     def build(config: WorkerConfig, instance: str) -> ScriptedEngine:
         raise ConfigError("no such model")
 
-    worker = WorkerService(CONFIG, LocalBus(), log.setup("worker", "error"), build)
+    actor = Actor("worker", CONFIG.common, LocalBus(), log.setup("worker", "error"))
+    worker = WorkerService(actor, CONFIG, build)
     with pytest.raises(ConfigError, match="no such model"):
-        await worker.run()
+        await worker.start()
 
 
 async def test_a_plan_that_waits_for_the_device_is_told_as_received_and_not_as_done(bus: Bus) -> None:
