@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from rhizome.nats_server import EmbeddedNats
 from shared.bus import Bus, LocalBus, NatsBus
+
+# Triton chooses between compiler and interpreter when it is first imported, and transformers imports it: this is the
+# only place early enough. Without an NVIDIA driver kernels are interpreted; only tests/unit/worker/kernels cares.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

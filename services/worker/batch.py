@@ -1,7 +1,8 @@
 """One forward as arrays: which tokens, at which positions, into which slots, and whose logits are wanted.
 
 Built once per plan on the host, vectorised. Tokens of extend rows come first, then one per decode row, then
-padding. Decode rows are ordered by length, so that attention can treat neighbours alike; `sample_index` undoes it.
+padding. Decode rows are ordered by length, so that attention can treat neighbours alike; `sample_at` undoes it. What
+the device needs of all this goes there in one copy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from services.worker.plan_check import Work
 from services.worker.rows import I64, Rows, ragged_arange
+from services.worker.upload import upload_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,10 @@ class Batch:
     """[D] tokens each sees, its new one included"""
     sample_rows: I64
     """[S] rows to sample for, in the order of `StepResult.tokens`"""
-    sample_index: I64
-    """[S] their positions among the T tokens"""
+    sample_at: Tensor
+    """[max(S, min_tokens)] int64, their positions among the T tokens, the last one repeated; [0] where S = 0"""
+    sample_into: Tensor
+    """[S] int64 `sample_rows` on the device"""
 
     @property
     def num_tokens(self) -> int:
@@ -65,23 +69,31 @@ def build_batch(work: Work, rows: Rows, min_tokens: int) -> Batch:
     positions = np.concatenate(
         (np.repeat(work.ext_starts, work.ext_lens) + ragged_arange(work.ext_lens), decode_positions)
     )
-    ids = [torch.from_numpy(work.ext_tokens).to(device)] if ext_count else []
-    if len(decode_rows):
-        ids.append(rows.last_token.index_select(0, torch.from_numpy(decode_rows).to(device)))
-    if padding:
-        ids.append(torch.zeros(padding, dtype=torch.int64, device=device))
     sampled = work.ext_sample != 0
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
+    sample_rows = np.concatenate((work.ext_rows[sampled], work.decode_rows))
+    sample_index = np.concatenate((np.cumsum(work.ext_lens)[sampled] - 1, ext_count + place))
+    if len(sample_index):
+        sample_index = np.pad(sample_index, (0, max(0, min_tokens - len(sample_index))), mode="edge")
+    ext_ids, decoding, pad_ids, every_position, slots, sample_at, sample_into = upload_all(
+        [
+            work.ext_tokens, decode_rows, pad, np.concatenate((positions, pad)),
+            np.concatenate((rows.slots(token_rows, positions), pad)), sample_index, sample_rows,
+        ],
+        device,
+    )  # fmt: skip
+    parts = [ids for ids in (ext_ids, rows.last_token.index_select(0, decoding), pad_ids) if len(ids)]
     return Batch(
-        ids=torch.cat(ids) if len(ids) > 1 else ids[0],
-        positions=torch.from_numpy(np.concatenate((positions, pad))).to(device),
-        slots=torch.from_numpy(np.concatenate((rows.slots(token_rows, positions), pad))).to(device),
+        ids=torch.cat(parts) if len(parts) > 1 else parts[0],
+        positions=every_position,
+        slots=slots,
         ext_rows=work.ext_rows,
         ext_starts=work.ext_starts,
         ext_lens=work.ext_lens,
         decode_rows=decode_rows,
         decode_lens=decode_positions + 1,
-        sample_rows=np.concatenate((work.ext_rows[sampled], work.decode_rows)),
-        sample_index=np.concatenate((np.cumsum(work.ext_lens)[sampled] - 1, ext_count + place)),
+        sample_rows=sample_rows,
+        sample_at=sample_at,
+        sample_into=sample_into,
     )

@@ -10,13 +10,14 @@ import os
 import torch
 
 from services.worker import memory
-from services.worker.attention.backend import make_backend
+from services.worker.attention.backend import choose_backend, make_backend
 from services.worker.config import WorkerConfig
 from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
 from services.worker.kv_pool import KvPool
 from services.worker.loader import load_checkpoint, load_dummy
 from services.worker.models.linear import min_rows
+from services.worker.models.ops import LayerOps, layer_ops
 from services.worker.models.registry import Model, attention_windows, build_model
 from services.worker.rows import Rows
 from services.worker.sampling.rows import SamplingRows
@@ -42,12 +43,15 @@ def build_engine(config: WorkerConfig, instance_id: str) -> Engine:
     model_config = load_model_config(config.model_path, config.context_length)
     shard = shard_model(model_config, config.tp_size, config.tp_rank)
     dtype = _dtype(config.dtype, model_config, device)
+    backend = choose_backend(
+        config.attention_backend, device, head_dim=model_config.head_dim, page_size=config.page_size
+    )
     comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
-    model = _load(config, model_config, shard, comm, dtype, device)
+    model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device)
     pool = _pool(config, model_config, shard, comm, dtype, device)
     max_rows = config.max_running_requests
     rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
-    attention = make_backend(config.attention_backend, pool, rows, attention_windows(model_config))
+    attention = make_backend(backend, pool, rows, attention_windows(model_config), shard.num_q_heads)
     sampler = None
     if config.tp_rank == 0:
         sampler = Sampler(SamplingRows(max_rows, model_config.vocab_size, device, config.random_seed))
@@ -93,10 +97,11 @@ def _load(
     model_config: ModelConfig,
     shard: Shard,
     comm: Communicator,
+    ops: LayerOps,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Model:
-    model = build_model(model_config, shard, comm, dtype=dtype, device=device)
+    model = build_model(model_config, shard, comm, ops, dtype=dtype, device=device)
     if config.load_format == "dummy":
         load_dummy(model.targets())
     else:

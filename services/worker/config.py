@@ -31,7 +31,11 @@ class WorkerConfig:
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", help="where the model runs", group="device")
     num_threads: int = option(0, help="CPU threads of this rank; 0 = its share of the cores", group="device")
-    attention_backend: Literal["auto", "torch"] = option("auto", help="attention implementation", group="device")
+    attention_backend: Literal["auto", "torch", "triton"] = option(
+        "auto",
+        help="attention and fused layer kernels; auto: triton on CUDA where it can run, else torch",
+        group="device",
+    )
     random_seed: int | None = option(None, help="makes requests without a seed repeatable too", group="device")
 
     tp_size: int = option(1, help="processes that share each layer (tensor parallelism)", group="parallel")

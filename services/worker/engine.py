@@ -189,11 +189,10 @@ class Engine:
 
     def _logits(self, hidden: Tensor, batch: Batch) -> Tensor | None:
         """[S, V] fp32 on rank 0, for the sampled positions only."""
-        wanted = len(batch.sample_index)
+        wanted = len(batch.sample_rows)
         if not wanted:
             return None
-        index = np.pad(batch.sample_index, (0, max(0, self._min_tokens - wanted)), mode="edge")
-        logits = self._model.logits(hidden.index_select(0, torch.from_numpy(index).to(hidden.device)))
+        logits = self._model.logits(hidden.index_select(0, batch.sample_at))
         return None if logits is None else logits[:wanted]
 
     def _sample(self, logits: Tensor | None, batch: Batch) -> Sampled:
@@ -207,7 +206,7 @@ class Engine:
             assert logits is not None
             sampled = self._sampler.sample(logits, batch.sample_rows)
         tokens = self.comm.from_first(sampled.tokens)
-        last_token.index_copy_(0, torch.from_numpy(batch.sample_rows).to(last_token.device), tokens)
+        last_token.index_copy_(0, batch.sample_into, tokens)
         return sampled
 
     def _top_wanted(self, work: Work) -> I64 | None:

@@ -48,6 +48,10 @@ class KvPool:
         """Store `kv` [T, 2, G, D] at `slots` [T] int64."""
         self.layers[layer].index_copy_(0, slots, kv)
 
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Views [slots, G, D] each, for kernels that take strides."""
+        return self.layers[layer][:, 0], self.layers[layer][:, 1]
+
     def gather_buffer(self, pages: int) -> Tensor:
         """Memory for `gather` of up to `pages` pages: [pages, page_size * 2 * G * D]."""
         return torch.empty((pages, self._pages[0].shape[1]), dtype=self.dtype, device=self.device)

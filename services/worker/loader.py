@@ -63,11 +63,14 @@ def load_checkpoint(folder: str | Path, targets: Mapping[str, Target], *, tied: 
 
 
 def load_dummy(targets: Mapping[str, Target]) -> None:
-    """Random weights that depend on nothing but names and full shapes: the same for every sharding and every run."""
-    generator = torch.Generator()
+    """Random weights that depend on nothing but names and full shapes: the same for every sharding and every run.
+
+    They are drawn where they go: a CPU and a GPU draw different ones.
+    """
     for name, target in targets.items():
-        generator.manual_seed(zlib.crc32(name.encode()))
-        values = torch.empty(target.shape).normal_(0.0, DUMMY_SCALE, generator=generator)
+        device = target.into.device
+        generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+        values = torch.empty(target.shape, device=device).normal_(0.0, DUMMY_SCALE, generator=generator)
         target.into.copy_(values[target.take].add_(1.0 if target.is_norm else 0.0))
 
 

@@ -18,6 +18,7 @@ GPU_FRACTION = 0.85
 def available_bytes(device: torch.device) -> int:
     """Memory that new allocations may use without pushing anything out."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading needed for a moment
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

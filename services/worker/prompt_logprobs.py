@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from services.worker.models.registry import Model
@@ -13,6 +12,7 @@ from services.worker.plan_check import Work
 from services.worker.rows import I64, ragged_arange
 from services.worker.sampling.logprobs import Logprobs, join, logprobs_of
 from services.worker.sampling.sampler import cut_to
+from services.worker.upload import upload
 from shared.messages.step import F32, I32
 
 SLICE_TOKENS = 64
@@ -55,7 +55,7 @@ def prompt_logprobs(work: Work, hidden: Tensor, model: Model, top_wanted: I64 | 
     parts: list[Logprobs] = []
     for start in range(0, len(wanted.at), SLICE_TOKENS):
         piece = slice(start, start + SLICE_TOKENS)
-        at, targets = (torch.from_numpy(a[piece]).to(hidden.device) for a in (wanted.at, wanted.targets))
+        at, targets = (upload(a[piece], hidden.device) for a in (wanted.at, wanted.targets))
         logits = model.logits(hidden.index_select(0, at))
         if logits is not None:
             parts.append(logprobs_of(logits, targets, most))

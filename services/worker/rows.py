@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from services.worker.upload import upload
 from shared.messages.step import RowInit
 
 I64 = npt.NDArray[np.int64]
@@ -32,8 +33,9 @@ class Mirrored:
         self.host[index] = values
         if self._separate:
             parts = index if isinstance(index, tuple) else (index,)
-            where = tuple(torch.from_numpy(i) if isinstance(i, np.ndarray) else i for i in parts)
-            self.device[where] = torch.from_numpy(np.ascontiguousarray(self.host[index])).to(self.device.device)
+            where = tuple(upload(i, self.device.device) if isinstance(i, np.ndarray) else i for i in parts)
+            stored = np.asarray(values, self.host.dtype)
+            self.device[where] = upload(stored, self.device.device) if stored.ndim else int(stored)
 
 
 class Rows:

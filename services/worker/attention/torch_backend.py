@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from services.worker.batch import Batch
 from services.worker.kv_pool import KvPool
 from services.worker.models.llama import Attend
+from services.worker.models.rope import QkNorm, Rotation, turn_
 from services.worker.rows import Rows
+from services.worker.upload import upload
 
 CHUNK_BYTES = 6 << 20
 """Gathered keys and values of a chunk stay in the last-level cache."""
@@ -118,7 +119,7 @@ class TorchAttention:
             own = table.host[rows[0], :pages]
             if (np.diff(own) == 1).all():
                 return _Keys(None, int(own[0]), tokens)
-        index = torch.from_numpy(rows).to(self._pool.device)
+        index = upload(rows, self._pool.device)
         wanted = table.device[:, :pages].index_select(0, index).view(-1)
         return _Keys(wanted, 0, pages * self._pool.page_size)
 
@@ -154,8 +155,8 @@ class TorchAttention:
             yield _Block(start + at, start + until, cached + until, masks)
 
     def _additive(self, hidden: np.ndarray) -> Tensor:
-        mask = torch.from_numpy(np.where(hidden, np.float32(-math.inf), np.float32(0.0)))
-        return mask.to(self._pool.device, self._pool.dtype)
+        mask = upload(np.where(hidden, np.float32(-math.inf), np.float32(0.0)), self._pool.device)
+        return mask.to(self._pool.dtype)
 
 
 class _Step:
@@ -174,7 +175,8 @@ class _Step:
         self._extends, self._decodes = extends, decodes
         self._out: Tensor | None = None
 
-    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv: Tensor, rotation: Rotation, qk_norm: QkNorm | None) -> Tensor:
+        q, kv = self._split(qkv, rotation, qk_norm)
         tokens, heads, dim = q.shape
         self._pool.write(layer, self._batch.slots, kv)
         if self._out is None:  # one buffer for all layers: each is consumed before the next; padding stays zero
@@ -185,6 +187,14 @@ class _Step:
         for chunk in self._decodes:
             self._decode(layer, chunk, window, q, self._out)
         return self._out.view(tokens, heads * dim)
+
+    def _split(self, qkv: Tensor, rotation: Rotation, qk_norm: QkNorm | None) -> tuple[Tensor, Tensor]:
+        """Turned queries [T, H, D], and turned keys with the values [T, 2, G, D]: views of `qkv`."""
+        dim, groups = self._pool.head_dim, self._pool.num_kv_heads
+        parts = qkv.view(qkv.shape[0], -1, dim)
+        heads = parts.shape[1] - 2 * groups
+        turn_(parts[:, : heads + groups], heads, rotation, qk_norm)
+        return parts[:, :heads], parts[:, heads:].view(-1, 2, groups, dim)
 
     def _extend(self, layer: int, extend: _Extend, window: int | None, q: Tensor, kv: Tensor, out: Tensor) -> None:
         seen = kv[extend.start : extend.stop] if extend.keys is None else self._load(layer, extend.keys)

@@ -1,8 +1,8 @@
 """The Llama family: Llama 2/3.x, SmolLM2, Mistral, Qwen2 (q/k/v bias), Qwen3 (norms on q and k).
 
 The variants are switches of `ModelConfig`; the shape of the computation is one. Tensor parallel throughout: heads,
-MLP columns and vocabulary are this rank's shard. Must not know rows, pages or plans: it gets tokens [T], positions
-[T] and a function that attends.
+MLP columns and vocabulary are this rank's shard. Must not know rows, pages, plans or devices: it gets tokens [T],
+positions [T], a function that attends, and the operations that devices do differently (`ops.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.worker.models.linear import Linear
-from services.worker.models.rope import Rotary, rotate_
+from services.worker.models.ops import LayerOps
+from services.worker.models.rope import QkNorm, Rotary, Rotation
 from services.worker.models.weights import ALL, Target
 from services.worker.tensor_parallel import Communicator, Shard
 from shared.errors import ConfigError
@@ -22,10 +23,10 @@ from shared.model_config import ModelConfig
 
 
 class Attend(Protocol):
-    """Attention of one step: stores the new keys and values of a layer, returns what the queries see."""
+    """Attention of one step: turns queries and keys, stores the layer's keys and values, returns what queries see."""
 
-    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """q [T, H, D], kv [T, 2, G, D] -> [T, H * D]"""
+    def __call__(self, layer: int, qkv: Tensor, rotation: Rotation, qk_norm: QkNorm | None) -> Tensor:
+        """qkv [T, (H + 2 * G) * D], heads of q, then k, then v; may be changed -> [T, H * D]"""
 
 
 class LlamaModel:
@@ -36,6 +37,7 @@ class LlamaModel:
         config: ModelConfig,
         shard: Shard,
         comm: Communicator,
+        ops: LayerOps,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -43,13 +45,13 @@ class LlamaModel:
     ) -> None:
         if config.hidden_act != "silu":
             raise ConfigError(f"hidden_act {config.hidden_act!r} is not supported: this family uses silu")
-        self.config, self._shard, self._comm = config, shard, comm
-        self._rotary = Rotary(config.rope, config.head_dim, dtype, device)
+        self.config, self._shard, self._comm, self._ops = config, shard, comm, ops
+        self._rotary = Rotary(config.rope, config.head_dim, config.context_length, dtype, device)
         vocab = shard.vocab_widths[comm.rank]
         self._embed = torch.empty((vocab, config.hidden_size), dtype=dtype, device=device)
         self._norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self._layers = [
-            _Layer(config, shard, comm, qk_norm, dtype=dtype, device=device) for _ in range(config.num_layers)
+            _Layer(config, shard, comm, ops, qk_norm, dtype=dtype, device=device) for _ in range(config.num_layers)
         ]
         self._head = Linear(config.hidden_size, vocab, bias=False, dtype=dtype, device=device)
         if config.tie_embeddings:
@@ -77,15 +79,15 @@ class LlamaModel:
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """[walk 9] Hidden states [T, hidden] of tokens `ids` [T] at `positions` [T]; ragged rows, no padding."""
-        x = self._embedding(ids)
-        cos, sin = self._rotary.angles(positions)
+        residual, delta = self._embedding(ids), None
+        rotation = Rotation(self._rotary, positions)
         for i, layer in enumerate(self._layers):
-            layer.forward_(x, cos, sin, i, attend)
-        return x
+            delta = layer.forward_(residual, delta, rotation, i, attend)
+        return residual if delta is None else residual.add_(delta)
 
     def logits(self, hidden: Tensor) -> Tensor | None:
         """[N, V] fp32 for `hidden` [N, hidden], on rank 0; None on the other ranks."""
-        h = F.rms_norm(hidden, self._norm.shape, self._norm, self.config.rms_norm_eps)
+        h = self._ops.add_rms_norm(hidden, None, self._norm, self.config.rms_norm_eps)
         return self._comm.gather_columns(self._head(h).float(), self._shard.vocab_widths)
 
     def _embedding(self, ids: Tensor) -> Tensor:
@@ -105,15 +107,16 @@ class _Layer:
         config: ModelConfig,
         shard: Shard,
         comm: Communicator,
+        ops: LayerOps,
         qk_norm: bool,
         *,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._config, self._shard, self._comm = config, shard, comm
-        self._heads, self._kv_heads, self._dim = shard.num_q_heads, shard.num_kv_heads, config.head_dim
+        self._config, self._shard, self._comm, self._ops = config, shard, comm, ops
+        self._eps, dim = config.rms_norm_eps, config.head_dim
         hidden, mlp = config.hidden_size, shard.mlp.stop - shard.mlp.start
-        qkv = (self._heads + 2 * self._kv_heads) * self._dim
+        qkv = (shard.num_q_heads + 2 * shard.num_kv_heads) * dim
 
         def linear(inp: int, out: int, bias: bool) -> Linear:
             return Linear(inp, out, bias=bias, dtype=dtype, device=device)
@@ -122,16 +125,15 @@ class _Layer:
             return torch.empty(size, dtype=dtype, device=device)
 
         self._qkv = linear(hidden, qkv, config.attention_bias)
-        self._o = linear(self._heads * self._dim, hidden, config.attention_out_bias)
+        self._o = linear(shard.num_q_heads * dim, hidden, config.attention_out_bias)
         self._gate_up = linear(hidden, 2 * mlp, config.mlp_bias)
         self._down = linear(mlp, hidden, config.mlp_bias)
         self._norm_in, self._norm_mlp = vector(hidden), vector(hidden)
-        self._norm_q = vector(self._dim) if qk_norm else None
-        self._norm_k = vector(self._dim) if qk_norm else None
+        self._qk_norm: QkNorm | None = (vector(dim), vector(dim), self._eps) if qk_norm else None
 
     def targets(self) -> dict[str, Target]:
         """Names inside the layer to memory."""
-        c, s, dim = self._config, self._shard, self._dim
+        c, s, dim = self._config, self._shard, self._config.head_dim
         q, kv = _times(s.q_heads, dim), _times(s.kv_heads, dim)
         q_rows, kv_rows, mlp = q.stop - q.start, kv.stop - kv.start, s.mlp.stop - s.mlp.start
         out: dict[str, Target] = {}
@@ -142,11 +144,11 @@ class _Layer:
         _columns(out, "mlp.up_proj", self._gate_up, mlp, mlp, s.mlp, c.intermediate_size)
         _rows(out, "self_attn.o_proj", self._o, q, c.num_q_heads * dim)
         _rows(out, "mlp.down_proj", self._down, s.mlp, c.intermediate_size)
-        norms = {"input_layernorm": self._norm_in, "post_attention_layernorm": self._norm_mlp,
-                 "self_attn.q_norm": self._norm_q, "self_attn.k_norm": self._norm_k}  # fmt: skip
+        norms = {"input_layernorm": self._norm_in, "post_attention_layernorm": self._norm_mlp}
+        if self._qk_norm is not None:
+            norms["self_attn.q_norm"], norms["self_attn.k_norm"], _ = self._qk_norm
         for name, weight in norms.items():
-            if weight is not None:
-                out[f"{name}.weight"] = Target(weight, tuple(weight.shape), (ALL,), is_norm=True)
+            out[f"{name}.weight"] = Target(weight, tuple(weight.shape), (ALL,), is_norm=True)
         return out
 
     def pack(self) -> None:
@@ -156,24 +158,18 @@ class _Layer:
         for linear in (self._qkv, self._o, self._gate_up, self._down):
             linear.pack()
 
-    def forward_(self, x: Tensor, cos: Tensor, sin: Tensor, index: int, attend: Attend) -> None:
-        """Add this layer to the residual stream `x` [T, hidden] in place."""
-        eps = self._config.rms_norm_eps
-        qkv = self._qkv(F.rms_norm(x, self._norm_in.shape, self._norm_in, eps))
-        x.add_(self._comm.all_reduce(self._o(self._attention(qkv, cos, sin, index, attend))))
-        gate_up = self._gate_up(F.rms_norm(x, self._norm_mlp.shape, self._norm_mlp, eps))
-        gate, up = gate_up.chunk(2, dim=1)
-        x.add_(self._comm.all_reduce(self._down(F.silu(gate).mul_(up))))
+    def forward_(
+        self, residual: Tensor, delta: Tensor | None, rotation: Rotation, index: int, attend: Attend
+    ) -> Tensor:
+        """Add `delta`, what the layer before returned, and attention to the residual stream [T, hidden] in place.
 
-    def _attention(self, qkv: Tensor, cos: Tensor, sin: Tensor, index: int, attend: Attend) -> Tensor:
-        tokens, heads, kv_heads, dim = qkv.shape[0], self._heads, self._kv_heads, self._dim
-        turned = qkv[:, : (heads + kv_heads) * dim].view(tokens, heads + kv_heads, dim)
-        if self._norm_q is not None and self._norm_k is not None:
-            eps = self._config.rms_norm_eps
-            for part, weight in ((turned[:, :heads], self._norm_q), (turned[:, heads:], self._norm_k)):
-                part.copy_(F.rms_norm(part, weight.shape, weight, eps))
-        rotate_(turned, cos, sin)
-        return attend(index, turned[:, :heads], qkv[:, heads * dim :].view(tokens, 2, kv_heads, dim))
+        Returns what the MLP adds: the next norm adds it, in one pass with its own work.
+        """
+        ops, all_reduce = self._ops, self._comm.all_reduce
+        h = ops.add_rms_norm(residual, delta, self._norm_in, self._eps)
+        attended = attend(index, self._qkv(h), rotation, self._qk_norm)
+        h = ops.add_rms_norm(residual, all_reduce(self._o(attended)), self._norm_mlp, self._eps)
+        return all_reduce(self._down(ops.silu_and_mul(self._gate_up(h))))
 
 
 def _times(heads: slice, dim: int) -> slice:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from services.worker.models.llama import Attend, LlamaModel
+from services.worker.models.ops import LayerOps
 from services.worker.models.weights import Target
 from services.worker.tensor_parallel import Communicator, Shard
 from shared.errors import ConfigError
@@ -34,7 +35,7 @@ _BUILDERS: dict[str, Callable[..., Model]] = {
 
 
 def build_model(
-    config: ModelConfig, shard: Shard, comm: Communicator, *, dtype: torch.dtype, device: torch.device
+    config: ModelConfig, shard: Shard, comm: Communicator, ops: LayerOps, *, dtype: torch.dtype, device: torch.device
 ) -> Model:
     """An unloaded model.
 
@@ -44,7 +45,7 @@ def build_model(
     builder = _BUILDERS.get(config.architecture)
     if builder is None:
         raise ConfigError(f"architecture {config.architecture!r} is not supported: use one of {', '.join(_BUILDERS)}")
-    return builder(config, shard, comm, dtype=dtype, device=device)
+    return builder(config, shard, comm, ops, dtype=dtype, device=device)
 
 
 def attention_windows(config: ModelConfig) -> list[int | None]:

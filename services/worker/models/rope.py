@@ -1,28 +1,42 @@
 """Rotary position embedding and the ways of stretching it: linear, dynamic, llama3, yarn.
 
-Cosines and sines are computed once per step for the step's positions and shared by all layers.
+What a step's layers share is a `Rotation`. Attention backends turn q and k: those of PyTorch operators with cosines and
+sines of the step's positions, kernels with a table of all positions.
 Sources: RoFormer (Su et al. 2021), YaRN (Peng et al. 2023), the Llama 3.1 model card.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.model_config import RopeScaling
 
+QkNorm = tuple[Tensor, Tensor, float]
+"""Weights [D] of q's and of k's norm per head, and their epsilon."""
+
 
 class Rotary:
     """Frequencies of one model. Immutable."""
 
-    def __init__(self, rope: RopeScaling, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, rope: RopeScaling, head_dim: int, context_length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         inv_freq, self.scale = frequencies(rope, head_dim)
         self._inv_freq = inv_freq.to(device)  # [D/2] fp32
-        self._dtype = dtype
+        self._context_length, self._dtype = context_length, dtype
+
+    @functools.cached_property
+    def table(self) -> Tensor:
+        """[context_length, D] fp32: cosines of the D/2 frequencies, then sines. Made when first asked for."""
+        angle = torch.arange(self._context_length, device=self._inv_freq.device).unsqueeze(1) * self._inv_freq
+        return torch.cat((angle.cos(), angle.sin()), dim=1).mul_(self.scale)
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and signed sin, [T, 1, D], for `positions` [T]."""
@@ -32,6 +46,34 @@ class Rotary:
             torch.cat((cos, cos), dim=1).unsqueeze(1).to(self._dtype),
             torch.cat((-sin, sin), dim=1).unsqueeze(1).to(self._dtype),
         )
+
+
+class Rotation:
+    """The rotary embedding of one step's tokens."""
+
+    def __init__(self, rotary: Rotary, positions: Tensor) -> None:
+        """positions: [T] int64"""
+        self.positions = positions
+        self._rotary = rotary
+
+    @property
+    def table(self) -> Tensor:
+        """As `Rotary.table`."""
+        return self._rotary.table
+
+    @functools.cached_property
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """As `Rotary.angles`, computed once for all layers."""
+        return self._rotary.angles(self.positions)
+
+
+def turn_(heads: Tensor, num_q_heads: int, rotation: Rotation, qk_norm: QkNorm | None) -> None:
+    """Norm (if asked) and rotate heads [T, H + G, D] in place: queries first, then keys."""
+    if qk_norm is not None:
+        *weights, eps = qk_norm
+        for part, weight in zip((heads[:, :num_q_heads], heads[:, num_q_heads:]), weights, strict=True):
+            part.copy_(F.rms_norm(part, weight.shape, weight, eps))
+    rotate_(heads, *rotation.angles)
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:

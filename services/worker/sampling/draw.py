@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from services.worker.upload import upload
+
 GREEDY_BELOW = 1e-5
 """A temperature under this is greedy: dividing by it would only overflow."""
 _LADDER = (64, 512, 4096)
@@ -62,14 +64,14 @@ def draw(logits: Tensor, filters: Filters, u: Tensor) -> Tensor:
     out = torch.empty(len(by_k), dtype=torch.int64, device=logits.device)
     if everything.any():
         index = np.flatnonzero(everything)
-        where = torch.from_numpy(index).to(logits.device)
+        where = upload(index, logits.device)
         out[where] = _draw_from_all(logits[where], filters.take(index), u[where])
     pending = np.flatnonzero(~everything)
     need = np.where(by_k, filters.top_k, 1)
     for size in (*(s for s in _LADDER if s < vocab), vocab):
         index = pending[need[pending] <= size]
         if len(index):
-            where = torch.from_numpy(index).to(logits.device)
+            where = upload(index, logits.device)
             tokens, done = _draw_from_top(logits[where], filters.take(index), u[where], by_k[index], size)
             out[where] = tokens
             pending = np.setdiff1d(pending, index[done], assume_unique=True)
@@ -93,10 +95,10 @@ def _draw_from_top(
     values, ids = logits.topk(size)
     top = values[:, :1]
     p = _weights(values, top, filters)
-    limited = torch.from_numpy(by_k).to(p.device)
+    limited = upload(by_k, p.device)
     if by_k.any():
         rank = torch.arange(size, device=p.device)
-        most = torch.from_numpy(np.where(by_k, filters.top_k, size)).to(p.device)
+        most = upload(np.where(by_k, filters.top_k, size), p.device)
         p.masked_fill_(rank >= most.unsqueeze(1), 0.0)
     cumulative = p.cumsum(-1)
     total = cumulative[:, -1]
@@ -117,4 +119,4 @@ def _weights(values: Tensor, top: Tensor, filters: Filters) -> Tensor:
 
 
 def _column(values: npt.NDArray[np.float32], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device).unsqueeze(1)
+    return upload(values, like.device).unsqueeze(1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from services.worker.rows import I64
+from services.worker.upload import upload
 from shared.messages.step import RowInit
 
 
@@ -57,7 +58,7 @@ class Penalties:
 
         Repetition (over prompt and output) first, then frequency and presence (over output).
         """
-        at, row, slot = (torch.from_numpy(a).to(self._device) for a in (index, rows, self._slot_of[rows]))
+        at, row, slot = (upload(a, self._device) for a in (index, rows, self._slot_of[rows]))
         values = logits.index_select(0, at)
         counts = self._counts.index_select(0, slot)
         generated = counts > 0
@@ -70,7 +71,7 @@ class Penalties:
 
     def count(self, rows: I64, tokens: Tensor) -> None:
         """Note a sampled token for each of `rows`."""
-        slot = torch.from_numpy(self._slot_of[rows]).to(self._device)
+        slot = upload(self._slot_of[rows], self._device)
         one = torch.ones(1, dtype=torch.int32, device=self._device)
         self._counts.index_put_((slot, tokens), one, accumulate=True)
 

@@ -16,6 +16,7 @@ from services.worker.rows import I64
 from services.worker.sampling.draw import GREEDY_BELOW, Filters
 from services.worker.sampling.penalties import Penalties
 from services.worker.sampling.sparse import SparseRows
+from services.worker.upload import upload, upload_all
 from shared.messages.step import RowInit
 
 
@@ -94,12 +95,12 @@ class SamplingRows:
 
     def stream(self, rows: I64) -> tuple[Tensor, Tensor]:
         """Seeds and counters [N] of the rows' random numbers."""
-        seeds, counters = torch.from_numpy(self._seed[rows]), torch.from_numpy(self._generated[rows])
-        return seeds.to(self._device), counters.to(self._device)
+        seeds, counters = upload_all([self._seed[rows], self._generated[rows]], self._device)
+        return seeds, counters
 
     def advance(self, rows: I64, uses: I64, tokens: Tensor) -> None:
         """Count one more token for each row."""
         self._generated[rows] += 1
         index = np.flatnonzero(uses & Uses.PENALTY)
         if len(index):
-            self.penalties.count(rows[index], tokens[torch.from_numpy(index).to(self._device)])
+            self.penalties.count(rows[index], tokens[upload(index, self._device)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from services.worker.rows import I64
@@ -13,6 +12,7 @@ from services.worker.sampling.draw import draw, greedy
 from services.worker.sampling.logprobs import logprobs_of
 from services.worker.sampling.random import uniforms
 from services.worker.sampling.rows import SamplingRows, Uses
+from services.worker.upload import upload
 from shared.messages.step import F32, I32
 
 _ADJUSTS = Uses.PENALTY | Uses.BIAS | Uses.MIN_NEW
@@ -47,7 +47,7 @@ class Sampler:
         tokens = greedy(logits)
         if union & Uses.RANDOM:
             index = np.flatnonzero(uses & Uses.RANDOM)
-            where = torch.from_numpy(index).to(logits.device)
+            where = upload(index, logits.device)
             u = uniforms(*self.state.stream(rows[index]))
             chosen = logits if len(index) == len(rows) else logits.index_select(0, where)
             tokens[where] = draw(chosen, self.state.filters(rows[index]), u)
@@ -58,7 +58,7 @@ class Sampler:
 
     def _with_logprobs(self, raw: Tensor, rows: I64, uses: I64, tokens: Tensor) -> Sampled:
         index = np.flatnonzero(uses & Uses.LOGPROB)
-        where = torch.from_numpy(index).to(raw.device)
+        where = upload(index, raw.device)
         wanted = self.state.top_logprobs[rows[index]]
         found = logprobs_of(raw.index_select(0, where), tokens[where], int(wanted.max()))
         logprobs = np.zeros(len(rows), np.float32)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from services.worker.rows import I64
+from services.worker.upload import upload
 
 
 class SparseRows:
@@ -30,6 +31,6 @@ class SparseRows:
 
     def add_to(self, logits: Tensor, index: I64, rows: I64) -> None:
         """`logits[index]` [N, V] get the pairs of `rows` [N] added, in place."""
-        at = torch.from_numpy(index).to(logits.device).unsqueeze(1)
-        row = torch.from_numpy(rows).to(logits.device)
+        at = upload(index, logits.device).unsqueeze(1)
+        row = upload(rows, logits.device)
         logits.index_put_((at, self._ids[row]), self._values[row], accumulate=True)

@@ -1,0 +1,109 @@
+"""A tokenizer that only counts: hands token ids to a scheduler and follows the steps of its engine on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared import log
+from shared import messages as m
+from shared.actor import Actor
+from shared.bus import NatsBus
+from shared.config import CommonConfig
+from shared.errors import RhizomeError
+from shared.messages.generation import RUNNING
+from shared.sampling import NEUTRAL
+
+PATIENCE_S = 120.0
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One result of the engine, as it went over the bus."""
+
+    came_s: float
+    tokens: int
+    timing: m.StepTiming
+
+
+class TokenClient:
+    """Lives as long as its event loop."""
+
+    def __init__(self, bus: NatsBus) -> None:
+        self._actor = Actor("tokenizer", CommonConfig(name="tokenizer-bench"), bus, log.setup("bench", "error"))
+        self.steps: list[Step] = []
+        self._running: set[int] = set()
+        self._next_handle = 1
+        self._all_done = asyncio.Event()
+        self.errors: list[str] = []
+
+    async def start(self) -> None:
+        subjects = self._actor.subjects
+        await self._actor.on(subjects.tokenizer_tokens(self._actor.id), m.TokenBatch, self._on_tokens)
+        # A session's name is the scheduler's id and a number.
+        await self._actor.on(subjects.scheduler_result("*.*"), m.StepResult, self._on_result)
+        await self._actor.start()
+        await self._actor.set_state("ready")
+
+    async def stop(self) -> None:
+        await self._actor.stop("done")
+
+    async def wait_until_served(self) -> None:
+        """Return when a scheduler with an engine has generated a token.
+
+        Raises:
+            TimeoutError: there is none.
+        """
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    await self.generate([np.arange(8, dtype=np.int32)], 2)
+                except RhizomeError:
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    return
+
+    async def generate(self, prompts: list[np.ndarray], count: int) -> None:
+        """Run greedy requests of `count` tokens each to their end.
+
+        Raises:
+            RhizomeError: the scheduler refused one.
+            TimeoutError: they did not end.
+        """
+        self.steps.clear()
+        self._all_done.clear()
+        handles = range(self._next_handle, self._next_handle + len(prompts))
+        self._next_handle = handles.stop
+        self._running.update(handles)
+        try:
+            await asyncio.gather(*(self._submit(h, p, count) for h, p in zip(handles, prompts, strict=True)))
+        except RhizomeError:
+            self._running.clear()
+            raise
+        async with asyncio.timeout(PATIENCE_S):
+            await self._all_done.wait()
+
+    async def _submit(self, handle: int, prompt: np.ndarray, count: int) -> None:
+        sampling = dataclasses.replace(NEUTRAL, temperature=0.0, max_new_tokens=count, ignore_eos=True)
+        request = m.TokenizedRequest(
+            rid=f"r{handle}", tokenizer_id=self._actor.id, handle=handle, input_ids=prompt, sampling=sampling
+        )
+        await self._actor.ask(self._actor.subjects.schedule, request, m.Queued)
+
+    def _on_tokens(self, batch: m.TokenBatch) -> None:
+        if batch.ledger:
+            return
+        self._running.difference_update(batch.handles[batch.finish != RUNNING].tolist())
+        for failed in batch.errors:
+            self.errors.append(failed.error.message)
+            self._running.discard(failed.handle)
+        if not self._running:
+            self._all_done.set()
+
+    def _on_result(self, result: m.StepResult) -> None:
+        self.steps.append(Step(time.perf_counter(), len(result.tokens), result.timing))

@@ -1,0 +1,23 @@
+"""What the launchers know of a device and of the compiler. Called by the modules with kernels."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+SM_COUNT_H100 = 132
+
+INDEX_POINTERS = [
+    "rows", "seq_lens", "cu_q", "cu_blocks", "share_in", "share_out", "first_rows", "tile_rows", "tile_firsts",
+    "num_tiles", "positions", "out_cache_loc", "tokens", "logprobs",
+]  # fmt: skip
+"""Arguments that may be slices at any offset: their alignment must not select another compilation during serving."""
+
+
+@cache
+def sm_count(device: torch.device) -> int:
+    """Multiprocessors of `device`; an H100's where the device is not a GPU (interpreter, compile-only)."""
+    if device.type != "cuda":
+        return SM_COUNT_H100
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

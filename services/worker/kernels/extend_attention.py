@@ -1,0 +1,200 @@
+"""Prefill and mixed attention: ragged queries at the end of their rows, context in the paged pool.
+
+The rows' own new tokens are in the pool already, so prefix and new tokens are one sequence read through the page
+table; whole cached prefixes, chunks of a prompt and forced runs are the same case. Blocks that every line of a tile
+sees run without a mask, the diagonal ones with. Softmax runs in base 2. Called by the triton attention backend.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from services.worker.kernels.extend_plan import ExtendPlan
+from services.worker.kernels.split_attention import LOG2_E, MASKED
+
+
+@triton.jit
+def _attend_blocks(
+    q_tile: tl.tensor,
+    acc: tl.tensor,
+    peak: tl.tensor,
+    total: tl.tensor,
+    k_base: tl.tensor,
+    v_base: tl.tensor,
+    table: tl.tensor,
+    last_seen: tl.tensor,
+    seq_len: tl.tensor,
+    first: tl.tensor,
+    stop: tl.tensor,
+    scale_log2: tl.float32,
+    pool_stride: tl.int64,
+    MASK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Online softmax over KV tokens [first, stop), whole blocks."""
+    column = tl.arange(0, BLOCK_N)
+    dim = tl.arange(0, BLOCK_D)
+    for block in range(first, stop, BLOCK_N):
+        token = block + column
+        stored = token
+        if MASK:
+            stored = tl.minimum(token, seq_len - 1)  # never a foreign or unwritten slot: 0 * NaN is NaN
+        page = tl.load(table + stored // PAGE_SIZE).to(tl.int64)
+        slot = page * PAGE_SIZE + stored % PAGE_SIZE
+        k_at = k_base + slot[None, :] * pool_stride
+        if BLOCK_D == HEAD_DIM:
+            k_tile = tl.load(k_at)
+        else:
+            k_tile = tl.load(k_at, mask=(dim < HEAD_DIM)[:, None], other=0.0)
+        scores = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION)
+        if MASK:
+            seen = token[None, :] <= last_seen[:, None]
+            if WINDOW > 0:
+                seen = seen & (token[None, :] > last_seen[:, None] - WINDOW)
+            scores = tl.where(seen, scores, MASKED)
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        weight = tl.exp2(scores * scale_log2 - (new_peak * scale_log2)[:, None])  # one fused multiply-add each
+        fade = tl.exp2((peak - new_peak) * scale_log2)
+        total = total * fade + tl.sum(weight, axis=1)
+        acc = acc * fade[:, None]
+        v_at = v_base + slot[:, None] * pool_stride
+        if BLOCK_D == HEAD_DIM:
+            v_tile = tl.load(v_at)
+        else:
+            v_tile = tl.load(v_at, mask=(dim < HEAD_DIM)[None, :], other=0.0)
+        acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
+        peak = new_peak
+    return acc, peak, total
+
+
+@triton.jit
+def _extend_attention_kernel(
+    q: tl.tensor,
+    k_pool: tl.tensor,
+    v_pool: tl.tensor,
+    page_table: tl.tensor,
+    rows: tl.tensor,
+    seq_lens: tl.tensor,
+    cu_q: tl.tensor,
+    tile_rows: tl.tensor,
+    tile_firsts: tl.tensor,
+    num_tiles: tl.tensor,
+    out: tl.tensor,
+    scale_log2: tl.float32,
+    v_scale: tl.float32,
+    q_stride: tl.int64,
+    out_stride: tl.int64,
+    pool_stride: tl.int64,
+    table_stride: tl.int64,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    tile = tl.load(num_tiles) - 1 - tl.program_id(0)  # tiles with the longest context first
+    if tile < 0:
+        return
+    kv_head = tl.program_id(1)
+    row = tl.load(tile_rows + tile)
+    first_line = tl.load(tile_firsts + tile)
+    q_begin = tl.load(cu_q + row)
+    q_len = tl.load(cu_q + row + 1) - q_begin
+    seq_len = tl.load(seq_lens + row)
+    table = page_table + tl.load(rows + row).to(tl.int64) * table_stride
+
+    line = first_line + tl.arange(0, BLOCK_M)
+    query = line // GROUP
+    head = kv_head * GROUP + line % GROUP
+    dim = tl.arange(0, BLOCK_D)
+    inside = (query < q_len)[:, None] & (dim < HEAD_DIM)[None, :]
+    token_at = (q_begin + query).to(tl.int64)
+    q_at = q + token_at[:, None] * q_stride + head[:, None] * HEAD_DIM + dim[None, :]
+    q_tile = tl.load(q_at, mask=inside, other=0.0)
+
+    prefix = seq_len - q_len
+    last_seen = prefix + query  # position of each line's query
+    first_position = prefix + first_line // GROUP
+    stop = tl.minimum(prefix + (first_line + BLOCK_M - 1) // GROUP + 1, seq_len)
+    k_base = k_pool + kv_head * HEAD_DIM + dim[:, None]
+    v_base = v_pool + kv_head * HEAD_DIM + dim[None, :]
+    peak = tl.full([BLOCK_M], MASKED, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(first_position + 1 - WINDOW, 0)
+    else:
+        begin = (first_position + 1) // BLOCK_N * BLOCK_N
+        acc, peak, total = _attend_blocks(
+            q_tile, acc, peak, total, k_base, v_base, table, last_seen, seq_len, 0, begin, scale_log2, pool_stride,
+            False, WINDOW, HEAD_DIM, PAGE_SIZE, BLOCK_N, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    acc, peak, total = _attend_blocks(
+        q_tile, acc, peak, total, k_base, v_base, table, last_seen, seq_len, begin, stop, scale_log2, pool_stride,
+        True, WINDOW, HEAD_DIM, PAGE_SIZE, BLOCK_N, BLOCK_D, PRECISION,
+    )  # fmt: skip
+    acc = acc * (v_scale / total)[:, None]
+    out_at = out + token_at[:, None] * out_stride + head[:, None] * HEAD_DIM + dim[None, :]
+    tl.store(out_at, acc.to(out.dtype.element_ty), mask=inside)
+
+
+def extend_attention(
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    page_table: torch.Tensor,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    cu_q: torch.Tensor,
+    plan: ExtendPlan,
+    out: torch.Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    window: int = 0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
+    """Causal attention of ragged queries over their rows' pages.
+
+    Args:
+        q: [T, H, D]; a strided view of the projection is fine, [H, D] contiguous.
+        k_pool, v_pool: [num_slots, G, D], this step's tokens already written.
+        page_table: [max_rows, max_pages] int32 page ids.
+        rows: [R] int32 row of the page table of each batch row.
+        seq_lens: [R] int32, this step's tokens included.
+        cu_q: [R + 1] int32; query i of a row sits at position seq_len - q_len + i. A row may have no queries.
+        plan: of `plan_extend` with the same `cu_q`.
+        out: [T, H, D], written for every query below cu_q[R]; rows may be strided.
+        page_size: tokens per page, a power of two.
+        window: a query sees the `window` newest positions including its own; 0 = all.
+        k_scale, v_scale: the pools hold k / k_scale and v / v_scale.
+    """
+    num_q_heads, head_dim = q.shape[1:]
+    num_kv_heads = k_pool.shape[1]
+    assert q.stride(1) == out.stride(1) == head_dim
+    assert k_pool.stride() == v_pool.stride()
+    assert page_size & (page_size - 1) == 0
+    assert cu_q.shape[0] == rows.shape[0] + 1
+    if rows.shape[0] == 0:
+        return
+    config = plan.config
+    _extend_attention_kernel[(plan.max_tiles, num_kv_heads)](
+        q, k_pool, v_pool, page_table, rows, seq_lens, cu_q, plan.tile_rows, plan.tile_firsts, plan.num_tiles, out,
+        scale * k_scale * LOG2_E, v_scale, q.stride(0), out.stride(0), k_pool.stride(0), page_table.stride(0),
+        GROUP=num_q_heads // num_kv_heads, HEAD_DIM=head_dim, PAGE_SIZE=page_size, WINDOW=window,
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=triton.next_power_of_2(head_dim),
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip

@@ -1,0 +1,247 @@
+"""Decode attention: few queries a row against a long paged context, limited by the bytes of K and V.
+
+Two launches a layer: workers of equal load over (worker, KV head), then the merge of the rows they cut. The queries
+of a KV head's group, times a few tokens, are padded to a tile of 16 or more so that the products run on the tensor
+cores. Softmax runs in base 2. Called by the triton attention backend, inside CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from services.worker.kernels.device import INDEX_POINTERS
+from services.worker.kernels.split_plan import SplitWorkspace
+
+MASKED = tl.constexpr(-1.0e30)
+"""Finite, so that a fully masked line cannot make NaN: its weight underflows to 0 in the next rescale or merge."""
+LOG2_E = 1.4426950408889634
+PARTIALS_PER_STEP = 32
+
+
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=INDEX_POINTERS)
+def _split_attention_kernel(
+    q: tl.tensor,
+    k_pool: tl.tensor,
+    v_pool: tl.tensor,
+    page_table: tl.tensor,
+    rows: tl.tensor,
+    seq_lens: tl.tensor,
+    cu_q: tl.tensor,
+    cu_blocks: tl.tensor,
+    share_in: tl.tensor,
+    first_rows: tl.tensor,
+    out: tl.tensor,
+    partial_out: tl.tensor,
+    partial_lse: tl.tensor,
+    scale_log2: tl.float32,
+    v_scale: tl.float32,
+    q_stride: tl.int64,
+    out_stride: tl.int64,
+    pool_stride: tl.int64,
+    table_stride: tl.int64,
+    num_rows: tl.int32,
+    NUM_Q_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MAX_Q: tl.constexpr,
+    RAGGED_Q: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    worker = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    share = tl.load(share_in)
+    begin = worker * share
+    end = tl.minimum(begin + share, tl.load(cu_blocks + num_rows))
+    row = tl.load(first_rows + worker)
+
+    line = tl.arange(0, BLOCK_M)  # a line of the tile: query token x head of the group
+    query = line // GROUP
+    head = kv_head * GROUP + line % GROUP
+    dim = tl.arange(0, BLOCK_D)
+    dim_inside = dim < HEAD_DIM
+    column = tl.arange(0, BLOCK_N)
+    k_base = k_pool + kv_head * HEAD_DIM + dim[:, None]
+    v_base = v_pool + kv_head * HEAD_DIM + dim[None, :]
+
+    while begin < end:
+        row_begin = tl.load(cu_blocks + row)
+        row_end = tl.load(cu_blocks + row + 1)
+        stop = tl.minimum(end, row_end)
+        if begin < stop:
+            seq_len = tl.load(seq_lens + row)
+            q_begin = row
+            q_len = 1
+            if RAGGED_Q:
+                q_begin = tl.load(cu_q + row)
+                q_len = tl.load(cu_q + row + 1) - q_begin
+            table = page_table + tl.load(rows + row).to(tl.int64) * table_stride
+            line_inside = query < q_len
+            q_at = q + (q_begin + query).to(tl.int64)[:, None] * q_stride + head[:, None] * HEAD_DIM + dim[None, :]
+            q_tile = tl.load(q_at, mask=line_inside[:, None] & dim_inside[None, :], other=0.0)
+            first_token = 0
+            if WINDOW > 0:
+                first_token = tl.maximum(seq_len - q_len + 1 - WINDOW, 0)
+            last_seen = seq_len - q_len + query  # position of each line's query
+            peak = tl.full([BLOCK_M], MASKED, tl.float32)
+            total = tl.zeros([BLOCK_M], tl.float32)
+            acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+            for block in range(begin - row_begin, stop - row_begin):
+                token = first_token + block * BLOCK_N + column
+                stored = tl.minimum(token, seq_len - 1)  # never a foreign or unwritten slot: 0 * NaN is NaN
+                page = tl.load(table + stored // PAGE_SIZE).to(tl.int64)
+                slot = page * PAGE_SIZE + stored % PAGE_SIZE
+                k_at = k_base + slot[None, :] * pool_stride
+                if BLOCK_D == HEAD_DIM:
+                    k_tile = tl.load(k_at)
+                else:
+                    k_tile = tl.load(k_at, mask=dim_inside[:, None], other=0.0)
+                scores = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION) * scale_log2
+                seen = token[None, :] <= last_seen[:, None]
+                if WINDOW > 0:
+                    seen = seen & (token[None, :] > last_seen[:, None] - WINDOW)
+                scores = tl.where(seen, scores, MASKED)
+                new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+                weight = tl.exp2(scores - new_peak[:, None])
+                fade = tl.exp2(peak - new_peak)
+                total = total * fade + tl.sum(weight, axis=1)
+                peak = new_peak
+                v_at = v_base + slot[:, None] * pool_stride
+                if BLOCK_D == HEAD_DIM:
+                    v_tile = tl.load(v_at)
+                else:
+                    v_tile = tl.load(v_at, mask=dim_inside[None, :], other=0.0)
+                acc = acc * fade[:, None]
+                acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
+            acc = acc * (v_scale / total)[:, None]
+            if (begin == row_begin) & (stop == row_end):
+                out_at = out + (q_begin + query).to(tl.int64)[:, None] * out_stride
+                out_at += head[:, None] * HEAD_DIM + dim[None, :]
+                tl.store(out_at, acc.to(out.dtype.element_ty), mask=line_inside[:, None] & dim_inside[None, :])
+            else:
+                place = (worker + row).to(tl.int64) * (MAX_Q * NUM_Q_HEADS) + query * NUM_Q_HEADS + head
+                tl.store(partial_lse + place, peak + tl.log2(total), mask=line_inside)
+                partial_at = partial_out + place[:, None] * HEAD_DIM + dim[None, :]
+                tl.store(partial_at, acc, mask=line_inside[:, None] & dim_inside[None, :])
+            begin = stop
+        row += 1
+
+
+@triton.jit(do_not_specialize_on_alignment=INDEX_POINTERS)
+def _merge_kernel(
+    cu_q: tl.tensor,
+    cu_blocks: tl.tensor,
+    share_in: tl.tensor,
+    out: tl.tensor,
+    partial_out: tl.tensor,
+    partial_lse: tl.tensor,
+    out_stride: tl.int64,
+    NUM_Q_HEADS: tl.constexpr,
+    MAX_Q: tl.constexpr,
+    RAGGED_Q: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTIALS: tl.constexpr,
+) -> None:
+    row = tl.program_id(0)
+    query = tl.program_id(1) // NUM_Q_HEADS
+    head = tl.program_id(1) % NUM_Q_HEADS
+    row_begin = tl.load(cu_blocks + row)
+    row_end = tl.load(cu_blocks + row + 1)
+    share = tl.load(share_in)
+    q_begin = row
+    q_len = 1
+    if RAGGED_Q:
+        q_begin = tl.load(cu_q + row)
+        q_len = tl.load(cu_q + row + 1) - q_begin
+    dim = tl.arange(0, BLOCK_D)
+    dim_inside = dim < HEAD_DIM
+    out_at = out + (q_begin + query).to(tl.int64) * out_stride + head * HEAD_DIM + dim
+    first = row_begin // share
+    last = (row_end - 1) // share
+    if query < q_len:
+        if row_begin == row_end:
+            tl.store(out_at, tl.zeros([BLOCK_D], out.dtype.element_ty), mask=dim_inside)
+        elif first < last:
+            peak = MASKED + 0.0
+            total = 0.0
+            acc = tl.zeros([BLOCK_D], tl.float32)
+            for start in range(first, last + 1, PARTIALS):
+                worker = start + tl.arange(0, PARTIALS)
+                real = worker <= last
+                place = (worker + row).to(tl.int64) * (MAX_Q * NUM_Q_HEADS) + tl.program_id(1)
+                lse = tl.load(partial_lse + place, mask=real, other=MASKED)
+                part_at = partial_out + place[:, None] * HEAD_DIM + dim[None, :]
+                part = tl.load(part_at, mask=real[:, None] & dim_inside[None, :], other=0.0)
+                new_peak = tl.maximum(peak, tl.max(lse, axis=0))
+                weight = tl.where(real, tl.exp2(lse - new_peak), 0.0)
+                fade = tl.exp2(peak - new_peak)
+                acc = acc * fade + tl.sum(part * weight[:, None], axis=0)
+                total = total * fade + tl.sum(weight, axis=0)
+                peak = new_peak
+            tl.store(out_at, (acc / total).to(out.dtype.element_ty), mask=dim_inside)
+
+
+def split_attention(
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    page_table: torch.Tensor,
+    rows: torch.Tensor,
+    seq_lens: torch.Tensor,
+    workspace: SplitWorkspace,
+    out: torch.Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    cu_q: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
+    """Attention of each row's newest tokens over its pages, after `plan_split` with the same lengths.
+
+    Args:
+        q: [T, H, D], T = R without `cu_q`; a strided view of the projection is fine, [H, D] contiguous.
+        k_pool, v_pool: [num_slots, G, D], this step's tokens already written.
+        page_table: [max_rows, max_pages] int32 page ids.
+        rows: [R] int32 row of the page table of each batch row.
+        seq_lens: [R] int32; 0 = padding.
+        out: [T, H, D], written for every query; may have padded rows.
+        page_size: tokens per page, a power of two.
+        scale: of the scores, usually D ** -0.5.
+        cu_q: [R + 1] int32; query i of a row sits at position seq_len - q_len + i and sees what is before it.
+        k_scale, v_scale: the pools hold k / k_scale and v / v_scale.
+    """
+    num_rows = seq_lens.shape[0]
+    num_q_heads, head_dim = q.shape[1:]
+    num_kv_heads = k_pool.shape[1]
+    group = num_q_heads // num_kv_heads
+    assert q.stride(1) == out.stride(1) == head_dim
+    assert k_pool.stride() == v_pool.stride()
+    assert page_size & (page_size - 1) == 0
+    assert num_rows <= workspace.max_rows
+    if num_rows == 0:
+        return
+    config, max_q, ragged = workspace.config, workspace.max_q_len, cu_q is not None
+    block_d = triton.next_power_of_2(head_dim)
+    cu_q = rows if cu_q is None else cu_q
+    _split_attention_kernel[(workspace.num_workers, num_kv_heads)](
+        q, k_pool, v_pool, page_table, rows, seq_lens, cu_q, workspace.cu_blocks, workspace.share,
+        workspace.first_rows, out, workspace.partial_out, workspace.partial_lse,
+        scale * k_scale * LOG2_E, v_scale, q.stride(0), out.stride(0), k_pool.stride(0), page_table.stride(0), num_rows,
+        NUM_Q_HEADS=num_q_heads, GROUP=group, MAX_Q=max_q, RAGGED_Q=ragged, HEAD_DIM=head_dim, PAGE_SIZE=page_size,
+        WINDOW=workspace.window, BLOCK_M=max(16, triton.next_power_of_2(group * max_q)), BLOCK_N=config.block_n,
+        BLOCK_D=block_d, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    _merge_kernel[(num_rows, max_q * num_q_heads)](
+        cu_q, workspace.cu_blocks, workspace.share, out, workspace.partial_out, workspace.partial_lse, out.stride(0),
+        NUM_Q_HEADS=num_q_heads, MAX_Q=max_q, RAGGED_Q=ragged, HEAD_DIM=head_dim, BLOCK_D=block_d,
+        PARTIALS=PARTIALS_PER_STEP, num_warps=4,
+    )  # fmt: skip

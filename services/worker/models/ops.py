@@ -1,0 +1,44 @@
+"""Operations of a layer that devices do differently: the seam between model files and kernels.
+
+`TorchOps` is the reference and what CPUs run; `TritonOps` fuses what a GPU would otherwise read and write twice.
+Rotary embedding and the KV write belong to the attention backend (`attention/`), which knows where the pool is.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LayerOps(Protocol):
+    """Stateless. Called by model files."""
+
+    def add_rms_norm(self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        """Add `delta` [T, N] to `residual` [T, N] in place and return the norm of the sum; `delta` may be used up."""
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of [T, 2 * I], gate first: [T, I]"""
+
+
+class TorchOps:
+    """PyTorch operators, any device."""
+
+    def add_rms_norm(self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        if delta is not None:
+            residual.add_(delta)
+        return F.rms_norm(residual, weight.shape, weight, eps)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=1)
+        return F.silu(gate).mul_(up)
+
+
+def layer_ops(backend: str) -> LayerOps:
+    """The operations that go with an attention backend: with `torch` no kernel of ours runs, so it stays the oracle."""
+    if backend == "torch":
+        return TorchOps()
+    from services.worker.models.triton_ops import TritonOps
+
+    return TritonOps()

@@ -1,0 +1,21 @@
+"""Layer operations as fused Triton kernels. Imported only where Triton is there (`ops.layer_ops`)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from services.worker.kernels.rms_norm import add_rms_norm, rms_norm
+from services.worker.kernels.silu_and_mul import silu_and_mul
+
+
+class TritonOps:
+    """One launch each."""
+
+    def add_rms_norm(self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        if delta is None:
+            return rms_norm(residual, weight, eps)
+        add_rms_norm(delta, residual, weight, eps)
+        return delta
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return silu_and_mul(gate_up)

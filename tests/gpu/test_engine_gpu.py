@@ -1,0 +1,118 @@
+"""Whole engines on a CUDA device: kernels against operators, and models of real size with random weights."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import set_seed as set_transformers_seed
+
+from services.worker.engine import Engine
+from shared.messages.step import RowInit
+from tests.gpu.shapes import SHAPES, write_shape
+from tests.unit.worker.driver import Driver, Extend, make_engine
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512, "eos_token_id": 2, "bos_token_id": 1,
+    "initializer_range": 0.15, "pad_token_id": None,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"tie_word_embeddings": True}),
+    "mistral-window": (MistralConfig, MistralForCausalLM, {"sliding_window": 24}),
+}
+TIE = 0.2
+"""Logprobs this close may change places with bfloat16's rounding."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`checkpoint(family)` gives the directory of a tiny random model."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            config_class, model_class, changes = FAMILIES[family]
+            set_transformers_seed(11)
+            made[family] = tmp_path_factory.mktemp(family)
+            model_class(config_class(**{**SHAPE, **changes})).save_pretrained(made[family])
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def empty_device() -> Iterator[None]:
+    """Engines of one test leave nothing to the next."""
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def prompts() -> list[list[int]]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(3, SHAPE["vocab_size"], length).tolist() for length in (40, 1, 75, 17)]
+
+
+def cuda_engine(path: Path, backend: str, **flags: Any) -> Engine:
+    return make_engine(path, device="cuda", attention_backend=backend, **flags)
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("chunk", [1000, 13])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp32_greedy_tokens_of_both_backends_are_equal(
+    checkpoint: Callable[[str], Path], family: str, chunk: int, page_size: int
+) -> None:
+    """Rows prefill (in chunks) while earlier ones decode, then all decode."""
+    ours, theirs = (
+        Driver(cuda_engine(checkpoint(family), backend, dtype="float32", page_size=page_size)).generate(
+            prompts(), 24, chunk
+        )
+        for backend in ("triton", "torch")
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_greedy_tokens_of_kernels_are_the_operators_best_up_to_ties(
+    checkpoint: Callable[[str], Path], family: str, page_size: int
+) -> None:
+    flags = {"dtype": "bfloat16", "page_size": page_size}
+    generated = Driver(cuda_engine(checkpoint(family), "triton", **flags)).generate(prompts(), 24, 13)
+    judge = cuda_engine(checkpoint(family), "torch", **flags)
+    for prompt, tokens in zip(prompts(), generated, strict=True):
+        init = RowInit(0, temperature=0.0, top_logprobs_num=1)
+        result = Driver(judge).run([Extend(0, prompt + tokens, lp_start=0)], new=[init])
+        chosen, best = result.prompt_logprobs, result.prompt_top_logprobs
+        assert chosen is not None
+        assert best is not None
+        assert (best[:, 0] - chosen)[-len(tokens) :].max() <= TIE
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_model_of_real_size_prefills_and_decodes(shape: str, tmp_path: Path) -> None:
+    folder = write_shape(shape, tmp_path / shape)
+    engine = make_engine(
+        folder, device="cuda", load_format="dummy", context_length=2048, max_total_tokens=8192, attention_backend="auto"
+    )
+    assert (engine.spec.attention_backend, engine.spec.dtype) == ("triton", "bfloat16")
+    prompt = np.random.default_rng(1).integers(0, SHAPES[shape]["vocab_size"], 700).tolist()
+    generated = Driver(engine).generate([prompt, prompt, prompt[:5]], 6, chunk=512)
+    assert [len(tokens) for tokens in generated] == [6, 6, 6]
+    assert all(0 <= token < SHAPES[shape]["vocab_size"] for tokens in generated for token in tokens)
+
+
+def test_an_unknown_token_row_is_refused_on_a_gpu_too(checkpoint: Callable[[str], Path]) -> None:
+    driver = Driver(cuda_engine(checkpoint("llama"), "triton"))
+    assert "no sampled token" in driver.fault(driver.plan(decode=[0])).message
