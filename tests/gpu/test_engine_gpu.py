@@ -21,7 +21,7 @@ from tests.unit.worker.driver import Driver, Extend, make_engine
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 320, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "vocab_size": 320, "hidden_size": 192, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512, "eos_token_id": 2, "bos_token_id": 1,
     "initializer_range": 0.15, "pad_token_id": None,
 }  # fmt: skip
