@@ -86,4 +86,4 @@ def test_every_requirement_is_pinned_by_the_constraints() -> None:
         if "==" in line and not line.startswith("#")
     }
     asked = {canonicalize_name(r.name) for extra in metadata()["optional-dependencies"] for r in requirements(extra)}
-    assert asked <= pinned
+    assert asked - {"triton"} <= pinned  # a GPU build of torch asks for one version of triton: no pin may contradict it
