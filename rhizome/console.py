@@ -38,7 +38,8 @@ class LogFiles:
 
 def welcome(urls: list[str], nats_url: str, model: str, *, needs_key: bool) -> str:
     """What is shown when everything is ready: where it is, and a command to try."""
-    body = {"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    body = {"model": model, "messages": question, "temperature": 0}  # a small model rambles when sampled freely
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     return (
         f"\nServing {model} at {', '.join(urls)}   (NATS: {nats_url})\n"
