@@ -125,7 +125,7 @@ class StepResult:
 
 @message()
 class EngineFault:
-    """A rank cannot go on with this session: a gap in sequence numbers, or an error while executing a plan.
+    """A rank cannot go on with the session it is in: a gap in sequence numbers, or an error while executing a plan.
 
     The scheduler starts a new session on the engine and re-queues its requests with the tokens they have.
     """
