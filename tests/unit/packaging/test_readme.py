@@ -36,7 +36,7 @@ def test_the_nats_example_sends_a_valid_request_to_the_public_subject() -> None:
 
 
 def test_the_curl_example_is_json() -> None:
-    (body,) = re.findall(r"-d '(.*?)'", README)
+    (body,) = re.findall(r"-d '(.*?)'", README, re.DOTALL)
     assert json.loads(body)["messages"][0]["role"] == "user"
 
 
