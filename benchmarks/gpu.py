@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_sections.workloads import WORKLOADS
 from benchmarks.report import Report
 
-SECTIONS = ("decode", "system")
+SECTIONS = ("offline", "system", "decode")
 
 
 def main() -> None:
@@ -29,6 +30,10 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3], help="of the pipeline, for system")
     parser.add_argument("--system-batches", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--system-shape", choices=("8B", "0.6B"), default="0.6B")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="of offline")
+    parser.add_argument("--offline-shapes", nargs="+", choices=("8B", "0.6B"), default=["8B"])
+    parser.add_argument("--offline-depth", type=int, default=2)
+    parser.add_argument("--worker-flags", nargs="*", default=[], metavar="FLAG", help="more flags for offline's worker")
     parser.add_argument("--budget-s", type=float, default=330.0, help="no decode section begins after this")
     parser.add_argument("--no-precompile", action="store_true", help="do not fill Triton's cache in parallel first")
     args = parser.parse_args()
@@ -36,7 +41,7 @@ def main() -> None:
     started_s = time.monotonic()
     if not args.no_precompile:
         _precompile(report)
-    figures: dict[str, Any] = {"card": {}, "system": [], "steps": [], "left_out": []}
+    figures: dict[str, Any] = {"card": {}, "offline": [], "system": [], "steps": [], "left_out": []}
     with tempfile.TemporaryDirectory(prefix="rhizome-gpu-") as folder:
         _measure(report, args, Path(folder), figures, started_s)
     figures["wall_s"] = round(time.monotonic() - started_s, 1)
@@ -55,6 +60,12 @@ def _precompile(report: Report) -> None:
 
 def _measure(report: Report, args: argparse.Namespace, folder: Path, figures: dict[str, Any], started_s: float) -> None:
     """The system first, while this process holds no memory of the device."""
+    if "offline" in args.sections:
+        from benchmarks.gpu_sections import offline
+
+        flags = [f"--{flag}" for flag in args.worker_flags]
+        for shape in args.offline_shapes:
+            figures["offline"] += offline.measure(report, folder, shape, args.workloads, args.offline_depth, flags)
     if "system" in args.sections:
         from benchmarks.gpu_sections import system
 

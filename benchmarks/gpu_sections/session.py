@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 
 from services.worker.engine import Engine
-from shared.messages.step import RowInit, StepPlan, StepResult
+from services.worker.launched import Launched
+from shared.messages.step import RowInit, StepPlan
 
 _numbers = itertools.count()
 
@@ -43,7 +45,7 @@ class Session:
     def extend(self, rows: np.ndarray, at: int, count: int) -> None:
         """One step: `count` tokens of each of `rows`; the last chunk samples."""
         first, last = at == 0, at + count == self._context
-        self._execute(StepPlan(
+        self._launch(StepPlan(
             self._engine.spec.engine_id, self._name, self._seq,
             new_rows=[RowInit(int(row), temperature=0.0) for row in rows] if first else [],
             page_rows=i32(rows) if first else None,
@@ -52,15 +54,25 @@ class Session:
             ext_rows=i32(rows), ext_starts=i32(np.full(len(rows), at)), ext_lens=i32(np.full(len(rows), count)),
             ext_tokens=i32(self._rng.integers(0, self._engine.spec.vocab_size, len(rows) * count)),
             ext_sample=np.full(len(rows), last, np.uint8), decode_rows=i32([]),
-        ))  # fmt: skip
+        )).finish()  # fmt: skip
 
-    def decode(self) -> None:
-        """One step of all rows."""
-        self._execute(
-            StepPlan(self._engine.spec.engine_id, self._name, self._seq, decode_rows=i32(np.arange(self._rows)))
-        )
+    def decode(self, steps: int = 1) -> list[float]:
+        """Steps of all rows, each launched before the one before is finished; when each was finished, in seconds."""
+        finished_s, before = [], None
+        for _ in range(steps):
+            launched = self._launch(
+                StepPlan(self._engine.spec.engine_id, self._name, self._seq, decode_rows=i32(np.arange(self._rows)))
+            )
+            if before is not None:
+                before.finish()
+                finished_s.append(time.perf_counter())
+            before = launched
+        if before is not None:
+            before.finish()
+        return [*finished_s, time.perf_counter()]
 
-    def _execute(self, plan: StepPlan) -> None:
-        result = self._engine.execute(plan)
-        assert isinstance(result, StepResult), result
+    def _launch(self, plan: StepPlan) -> Launched:
+        launched = self._engine.launch(plan)
+        assert isinstance(launched, Launched), launched
         self._seq += 1
+        return launched

@@ -19,6 +19,7 @@ from benchmarks.report import Report
 from services.worker.build import build_engine
 from services.worker.config import WorkerConfig
 from services.worker.engine import Engine
+from shared import log
 from tests.gpu.shapes import SHAPES, write_shape
 
 CONTEXT, PREFILL_TOKENS, SPARE = 1024, 8192, 48
@@ -39,6 +40,7 @@ def measure(report: Report, ceilings: Ceilings, folder: Path, shape: str, backen
             max_total_tokens=max(most * (CONTEXT + 2 * SPARE), 2 * PREFILL_TOKENS),
         ),  # type: ignore[arg-type]
         "worker-0-bench",
+        log.setup("bench"),
     )  # fmt: skip
     report.note(f"{shape} {backend}: engine built in {time.perf_counter() - started_s:.1f} s")
     limits = limits_of(SHAPES[shape])
@@ -55,9 +57,8 @@ def _decode(
 ) -> Row:
     session = Session(engine, rows, CONTEXT, SPARE)
     session.prefill(PREFILL_TOKENS)
-    for _ in range(2):
-        session.decode()
-    times = [_seconds(session.decode) for _ in range(steps)]
+    session.decode(2)
+    times = np.diff(session.decode(steps + 1)).tolist()
     busy_ms, kernels = _device_ms(session.decode)
     limit_ms = ceilings.bytes_us(limits.decode_bytes(rows, CONTEXT + steps // 2)) / 1e3
     row = _row(statistics.median(times) * 1e3, busy_ms, limit_ms) | {"rows": rows, "kernels_ms": kernels}

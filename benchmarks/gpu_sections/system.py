@@ -21,6 +21,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.gpu_sections.token_client import Step, TokenClient
+from benchmarks.gpu_sections.workloads import Work
 from benchmarks.report import Report
 from rhizome.nats_server import EmbeddedNats
 from shared.bus import NatsBus
@@ -43,10 +44,10 @@ def measure(report: Report, folder: Path, shape: str, depths: list[int], batches
     ]  # fmt: skip
     with ExitStack() as stack:
         nats = stack.enter_context(EmbeddedNats())
-        stack.enter_context(_service(folder, "worker", nats.url, worker))
+        stack.enter_context(service(folder, "worker", nats.url, worker))
         for depth in depths:
             flags = [f"--pipeline-depth={depth}", "--chunked-prefill-size=8192"]
-            with _service(folder, "scheduler", nats.url, flags):
+            with service(folder, "scheduler", nats.url, flags):
                 found = uvloop.run(_drive(nats.url, shape, batches))
             for batch, steps in found.items():
                 rows.append({"shape": shape, "depth": depth, "batch": batch, **_figures(steps, batch)})
@@ -63,7 +64,7 @@ async def _drive(url: str, shape: str, batches: list[int]) -> dict[int, list[Ste
     for batch in batches:
         for count in (8, TOKENS):  # the first compiles what is missing
             prompts = [rng.integers(0, SHAPES[shape]["vocab_size"], PROMPT).astype(np.int32) for _ in range(batch)]
-            await client.generate(prompts, count)
+            await client.generate([Work(prompt, count) for prompt in prompts])
         found[batch] = list(client.steps)
     assert not client.errors, client.errors[:3]
     await client.stop()
@@ -75,14 +76,17 @@ def _figures(steps: list[Step], batch: int) -> Row:
     if len(full) < 10:
         return {"steps": len(full)}
     gaps = [(b.came_s - a.came_s) * 1e3 for a, b in itertools.pairwise(full)]
-    busy = [step.timing.prepare_ms + step.timing.forward_ms + step.timing.sample_ms for step in full[1:]]
+    timings = [step.timing for step in full[1:]]
+    busy = [timing.prepare_ms + timing.forward_ms + timing.sample_ms for timing in timings]
+    idle = [timing.idle_ms for timing in timings]
     return {
         "steps": len(full),
         "step_ms": round(statistics.mean(gaps), 3),
         "step_p50_ms": round(statistics.median(gaps), 3),
-        "engine_ms": round(statistics.mean(busy), 3),
-        "idle_share": round(1 - sum(busy) / sum(gaps), 4),
-        "queued_ms": round(statistics.mean(step.timing.queued_ms for step in full[1:]), 3),
+        "device_ms": round(statistics.mean(busy), 3),
+        "launch_ms": round(statistics.mean(timing.launch_ms for timing in timings), 3),
+        "idle_share": round(sum(idle) / (sum(busy) + sum(idle)), 4),
+        "queued_ms": round(statistics.mean(timing.queued_ms for timing in timings), 3),
         "tokens_per_s": round(batch * 1e3 / statistics.mean(gaps)),
     }
 
@@ -91,13 +95,13 @@ def _shown(row: Row) -> str:
     if "step_ms" not in row:
         return f"only {row['steps']} full steps"
     return (
-        f"{row['step_ms']:.3f} ms a step (p50 {row['step_p50_ms']:.3f}), engine {row['engine_ms']:.3f} ms, "
-        f"idle {row['idle_share']:.1%}, {row['tokens_per_s']:,} tokens/s"
+        f"{row['step_ms']:.3f} ms a step (p50 {row['step_p50_ms']:.3f}), device {row['device_ms']:.3f} ms, "
+        f"launch {row['launch_ms']:.3f} ms, idle {row['idle_share']:.1%}, {row['tokens_per_s']:,} tokens/s"
     )
 
 
 @contextmanager
-def _service(folder: Path, name: str, url: str, flags: list[str]) -> Iterator[None]:
+def service(folder: Path, name: str, url: str, flags: list[str]) -> Iterator[None]:
     """A service process; its log is shown when what needs it fails."""
     path = folder / f"{name}.log"
     with path.open("wb") as out:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.gpu_sections.workloads import Work
 from shared import log
 from shared import messages as m
 from shared.actor import Actor
@@ -62,14 +63,14 @@ class TokenClient:
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
-                    await self.generate([np.arange(8, dtype=np.int32)], 2)
+                    await self.generate([Work(np.arange(8, dtype=np.int32), 2)])
                 except RhizomeError:
                     await asyncio.sleep(_POLL_S)
                 else:
                     return
 
-    async def generate(self, prompts: list[np.ndarray], count: int) -> None:
-        """Run greedy requests of `count` tokens each to their end.
+    async def generate(self, work: list[Work]) -> None:
+        """Run greedy requests to their end, all handed over at once.
 
         Raises:
             RhizomeError: the scheduler refused one.
@@ -77,21 +78,21 @@ class TokenClient:
         """
         self.steps.clear()
         self._all_done.clear()
-        handles = range(self._next_handle, self._next_handle + len(prompts))
+        handles = range(self._next_handle, self._next_handle + len(work))
         self._next_handle = handles.stop
         self._running.update(handles)
         try:
-            await asyncio.gather(*(self._submit(h, p, count) for h, p in zip(handles, prompts, strict=True)))
+            await asyncio.gather(*(self._submit(handle, item) for handle, item in zip(handles, work, strict=True)))
         except RhizomeError:
             self._running.clear()
             raise
         async with asyncio.timeout(PATIENCE_S):
             await self._all_done.wait()
 
-    async def _submit(self, handle: int, prompt: np.ndarray, count: int) -> None:
-        sampling = dataclasses.replace(NEUTRAL, temperature=0.0, max_new_tokens=count, ignore_eos=True)
+    async def _submit(self, handle: int, work: Work) -> None:
+        sampling = dataclasses.replace(NEUTRAL, temperature=0.0, max_new_tokens=work.output, ignore_eos=True)
         request = m.TokenizedRequest(
-            rid=f"r{handle}", tokenizer_id=self._actor.id, handle=handle, input_ids=prompt, sampling=sampling
+            rid=f"r{handle}", tokenizer_id=self._actor.id, handle=handle, input_ids=work.prompt, sampling=sampling
         )
         await self._actor.ask(self._actor.subjects.schedule, request, m.Queued)
 

@@ -23,8 +23,9 @@ class SchedulerConfig:
         5.0, help="seconds after which a waiting request goes first whatever the policy", group="scheduler"
     )
     chunked_prefill_size: int = option(
-        512,
-        help="most prompt tokens in one step; longer prompts are computed in chunks (-1 = no chunking)",
+        0,
+        help="most prompt tokens in one step; longer prompts are computed in chunks (0 = what the engine is sized for, "
+        "-1 = no chunking)",
         group="scheduler",
     )
     pipeline_depth: int = option(
@@ -44,8 +45,8 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         if self.pipeline_depth < 1 or self.pipeline_depth > 8:
             raise ConfigError(f"--pipeline-depth {self.pipeline_depth}: use 1 to 8")
-        if self.chunked_prefill_size == 0 or self.chunked_prefill_size < -1:
-            raise ConfigError(f"--chunked-prefill-size {self.chunked_prefill_size}: use a positive number or -1")
+        if self.chunked_prefill_size < -1:
+            raise ConfigError(f"--chunked-prefill-size {self.chunked_prefill_size}: use a positive number, 0 or -1")
         if self.schedule_conservativeness <= 0:
             raise ConfigError(f"--schedule-conservativeness {self.schedule_conservativeness}: use a positive number")
         if self.max_queued_requests < 1:

@@ -143,7 +143,8 @@ class Engine:
         now = self.clock()
         with self.stages.measure("plan"):
             retracted = self._decode(draft)
-            room = self.config.chunked_prefill_size if self.config.chunked_prefill_size > 0 else 1 << 30
+            room = self.config.chunked_prefill_size or self.info.prefill_tokens
+            room = room if room > 0 else 1 << 30
             room = self._continue_prefills(draft, max(room - len(draft.decode), 1))
         full = retracted and self.pool.rows.used_rows > 0
         if not full and room > 0 and len(self.queue):

@@ -6,11 +6,14 @@ Runs on the device thread, which is the one whose torch settings count.
 from __future__ import annotations
 
 import os
+import time
+from typing import TYPE_CHECKING
 
 import torch
 
 from services.worker import memory
-from services.worker.attention.backend import choose_backend, make_backend
+from services.worker.activations import activation_bytes
+from services.worker.attention.backend import AttentionBackend, choose_backend, make_backend
 from services.worker.config import WorkerConfig
 from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
@@ -20,20 +23,26 @@ from services.worker.models.linear import min_rows
 from services.worker.models.ops import LayerOps, layer_ops
 from services.worker.models.registry import Model, attention_windows, build_model
 from services.worker.rows import Rows
-from services.worker.sampling.rows import SamplingRows
-from services.worker.sampling.sampler import Sampler
+from services.worker.sampling.sampler import make_sampler
 from services.worker.tensor_parallel import Communicator, Shard, join_group, shard_model
 from shared.errors import ConfigError
+from shared.log import Log
 from shared.model_config import ModelConfig, load_model_config
 
+if TYPE_CHECKING:
+    from services.worker.decode_program import DecodeProgram
+
+GPU_PREFILL_TOKENS, CPU_PREFILL_TOKENS = 8192, 512
+CAPTURES_PER_LINE = 4
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build_engine(config: WorkerConfig, instance_id: str) -> Engine:
+def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     """An engine that has run once. With several ranks it returns when all of them are ready.
 
     Args:
         instance_id: of this rank; rank 0's becomes the engine's id.
+        log: gets a line per part of the work that takes seconds.
 
     Raises:
         ConfigError: flags, files or devices do not fit together.
@@ -48,26 +57,52 @@ def build_engine(config: WorkerConfig, instance_id: str) -> Engine:
     )
     comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
     model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device)
-    pool = _pool(config, model_config, shard, comm, dtype, device)
     max_rows = config.max_running_requests
+    prefill_tokens = config.max_prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS)
+    activations = activation_bytes(
+        model, tokens=prefill_tokens, rows=max_rows, attention_width=shard.num_q_heads * model_config.head_dim,
+        device=device,
+    )  # fmt: skip
+    pool = _pool(config, model_config, shard, comm, dtype, device, activations)
     rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
     attention = make_backend(backend, pool, rows, attention_windows(model_config), shard.num_q_heads)
     sampler = None
     if config.tp_rank == 0:
-        sampler = Sampler(SamplingRows(max_rows, model_config.vocab_size, device, config.random_seed))
+        sampler = make_sampler(backend, max_rows, model_config.vocab_size, device, config.random_seed)
     group = comm.all_texts(instance_id)
     spec = EngineSpec(
         engine_id=group[0], group=group, model=config.model_name, tp_size=config.tp_size, device=device.type,
         dtype=str(dtype).removeprefix("torch."), attention_backend=attention.name, page_size=config.page_size,
         num_pages=pool.num_pages, max_rows=max_rows, context_length=model_config.context_length,
-        vocab_size=model_config.vocab_size,
+        vocab_size=model_config.vocab_size, prefill_tokens=prefill_tokens,
     )  # fmt: skip
+    program = _decode_program(model, attention, rows)
     engine = Engine(
         spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
-        min_tokens=min_rows(device, dtype),
+        min_tokens=min_rows(device, dtype), program=program,
     )  # fmt: skip
     engine.warm_up()
+    if program is not None and device.type == "cuda" and comm.size == 1 and not config.disable_cuda_graph:
+        _capture(program, device, log)
     return engine
+
+
+def _decode_program(model: Model, attention: AttentionBackend, rows: Rows) -> DecodeProgram | None:
+    if attention.name != "triton":
+        return None
+    from services.worker.attention.triton_backend import TritonAttention
+    from services.worker.decode_program import DecodeProgram
+
+    assert isinstance(attention, TritonAttention)
+    return DecodeProgram(model, attention, rows)
+
+
+def _capture(program: DecodeProgram, device: torch.device, log: Log) -> None:
+    free, started_s = memory.available_bytes(device), time.perf_counter()
+    for done, of in program.capture():
+        if done % CAPTURES_PER_LINE == 0 or done == of:
+            log.info("capturing CUDA graphs", done=done, of=of)
+    log.info("CUDA graphs", bytes=free - memory.available_bytes(device), seconds=time.perf_counter() - started_s)
 
 
 def _device(name: str) -> torch.device:
@@ -117,6 +152,7 @@ def _pool(
     comm: Communicator,
     dtype: torch.dtype,
     device: torch.device,
+    activations: int,
 ) -> KvPool:
     layers, head_dim = model_config.num_layers, model_config.head_dim
     tokens = memory.pool_tokens(
@@ -127,6 +163,8 @@ def _pool(
         max_total_tokens=config.max_total_tokens,
         fraction=config.mem_fraction_static,
         available=memory.available_bytes(device),
+        total=memory.total_bytes(device),
+        activations=activations,
     )
     agreed = min(values[0] for values in comm.all_integers([tokens]))
     return KvPool(

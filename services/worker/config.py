@@ -36,6 +36,9 @@ class WorkerConfig:
         help="attention and fused layer kernels; auto: triton on CUDA where it can run, else torch",
         group="device",
     )
+    disable_cuda_graph: bool = option(
+        False, help="launch the kernels of decode steps one by one, to debug or to spare memory", group="device"
+    )
     random_seed: int | None = option(None, help="makes requests without a seed repeatable too", group="device")
 
     tp_size: int = option(1, help="processes that share each layer (tensor parallelism)", group="parallel")
@@ -47,11 +50,14 @@ class WorkerConfig:
     page_size: int = option(AUTO_PAGE_SIZE, help="tokens per KV page, the unit of prefix reuse", group="memory")
     mem_fraction_static: float | None = option(
         None,
-        help="share of the memory left after loading that the KV pool takes; default: 0.85 on a GPU, on CPU 0.1 and "
-        "at most 768 MiB",
+        help="on a GPU: share of its memory for weights and KV pool, default 0.9; on CPU: share of the memory left "
+        "after loading for the KV pool, default 0.1 and at most 768 MiB",
         group="memory",
     )
     max_total_tokens: int | None = option(None, help="KV pool in tokens, instead of a share of memory", group="memory")
+    max_prefill_tokens: int = option(
+        0, help="prompt tokens of one step that memory is kept for; 0 = 8192 on a GPU, 512 on CPU", group="memory"
+    )
     max_running_requests: int = option(256, help="rows of the device state", group="memory")
 
     scheduler_name: str = option("scheduler-0", help="name of the scheduler to serve", group="bus")
@@ -61,6 +67,7 @@ class WorkerConfig:
         _at_least("--tp-size", self.tp_size, 1)
         _at_least("--page-size", self.page_size, 1)
         _at_least("--num-threads", self.num_threads, 0)
+        _at_least("--max-prefill-tokens", self.max_prefill_tokens, 0)
         _at_least("--max-running-requests", self.max_running_requests, 1)
         if self.context_length is not None:
             _at_least("--context-length", self.context_length, 1)

@@ -1,13 +1,16 @@
 """[walk 8] One rank's engine: executes plans in order. Knows messages and devices, nothing of the bus.
 
-`execute` is called by one thread (`service.py`), plan after plan. What a plan gets wrong is answered with an
-`EngineFault` before anything is changed; after a fault the session is dead and its plans are ignored until the
-scheduler begins another.
+`launch` is called by one thread (`service.py`), plan after plan: it queues the step's work on the device and returns;
+`Launched.finish` waits for the result, on whatever thread. What a plan gets wrong is answered with an `EngineFault`
+before anything is changed; after a fault the session is dead and its plans are ignored until the scheduler begins
+another.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,17 +18,23 @@ from torch import Tensor
 
 from services.worker import memory
 from services.worker.attention.backend import AttentionBackend
-from services.worker.batch import Batch, build_batch
+from services.worker.batch import build_batch
+from services.worker.download import download, mark
 from services.worker.engine_spec import EngineSpec
+from services.worker.launched import Launched, Marks
 from services.worker.lockstep import Lockstep
 from services.worker.models.registry import Model
 from services.worker.plan_check import Limits, Work, check_plan
 from services.worker.prompt_logprobs import PromptLogprobs, prompt_logprobs
 from services.worker.rows import I64, Rows
+from services.worker.sampling.logprobs import Asked
 from services.worker.sampling.sampler import Sampled, Sampler
 from services.worker.tensor_parallel import Communicator
 from shared.errors import InvalidRequest
-from shared.messages.step import EngineFault, RowInit, StepPlan, StepResult, StepTiming
+from shared.messages.step import EngineFault, RowInit, StepPlan, StepResult
+
+if TYPE_CHECKING:  # it needs Triton, which is not everywhere
+    from services.worker.decode_program import DecodeProgram
 
 _WARM_UP = "warm-up"
 _WARM_UP_TOKENS = 32
@@ -44,16 +53,20 @@ class Engine:
         sampler: Sampler | None,
         comm: Communicator,
         min_tokens: int,
+        program: DecodeProgram | None = None,
     ) -> None:
         """
         Args:
             sampler: on rank 0 only; the others receive its tokens.
             min_tokens: pad smaller forwards to this many tokens.
+            program: for steps without extends, where the attention backend can plan on the device.
         """
         self.spec, self.comm = spec, comm
         self.session, self.last_seq = "", -1
         self._model, self._rows, self._attention, self._sampler = model, rows, attention, sampler
-        self._min_tokens = min_tokens
+        self._min_tokens, self._program = min_tokens, program
+        self._device = rows.last_token.device
+        self._before = mark(self._device)
         self._lockstep = Lockstep(comm)
         self._limits = Limits(spec.num_pages, spec.context_length, spec.vocab_size)
         self._decode_rows: I64 = np.zeros(0, np.int64)
@@ -65,15 +78,20 @@ class Engine:
         """Whether this rank answers the scheduler."""
         return self.comm.rank == 0
 
+    def execute(self, plan: StepPlan) -> StepResult | EngineFault | None:
+        """`launch` and `finish` in one."""
+        launched = self.launch(plan)
+        return launched.finish() if isinstance(launched, Launched) else launched
+
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, arrived_s: float | None = None) -> StepResult | EngineFault | None:
-        """Run one plan.
+    def launch(self, plan: StepPlan, arrived_s: float | None = None) -> Launched | EngineFault | None:
+        """Queue one plan's work.
 
         Args:
             arrived_s: `time.perf_counter()` when the plan came, for the timing.
 
         Returns:
-            The result on rank 0, None on the other ranks and for plans that are ignored, or why the session is over.
+            The step on rank 0, None on the other ranks and for plans that are ignored, or why the session is over.
         """
         started_s = time.perf_counter()
         gap = self._follow(plan)
@@ -88,9 +106,14 @@ class Engine:
         if not self._lockstep.meet(plan.session, plan.seq):
             self._dead = True
             return None
-        result = self._step(plan, work, started_s, started_s if arrived_s is None else arrived_s)
+        step = self._step(work)
         self.last_seq = plan.seq
-        return result if self.is_first else None
+        before, self._before = self._before, step.marks.done
+        if not self.is_first:
+            return None
+        queued_ms = (started_s - (started_s if arrived_s is None else arrived_s)) * 1e3
+        launch_ms = (time.perf_counter() - started_s) * 1e3
+        return Launched(plan, step.tokens, step.asked, step.prompt, step.marks, before, queued_ms, launch_ms)
 
     def fail(self, plan: StepPlan, message: str) -> EngineFault:
         """End the session at this plan."""
@@ -150,83 +173,69 @@ class Engine:
         self._decode_rows = np.zeros(0, np.int64)
         self._rows.reset()
 
-    def _step(self, plan: StepPlan, work: Work, started_s: float, arrived_s: float) -> StepResult:
+    def _step(self, work: Work) -> _Step:
+        begun = prepared = forwarded = mark(self._device)
         self._apply(work)
-        sampled, prompt = Sampled(torch.zeros(0, dtype=torch.int64)), None
-        prepared_s = forwarded_s = time.perf_counter()
-        if len(work.ext_rows) or len(work.decode_rows):
+        sampled, prompt = None, None
+        if self._program is not None and len(work.decode_rows) and not len(work.ext_rows):
+            prepared = mark(self._device)
+            hidden, index = self._program.run(work.decode_rows)
+            logits = self._model.logits(hidden)
+            forwarded = mark(self._device)
+            sampled = self._sample(logits, work.decode_rows, index)
+        elif len(work.ext_rows) or len(work.decode_rows):
             batch = build_batch(work, self._rows, self._min_tokens)
             attend = self._attention.prepare(batch)
             self._advance(work)
-            prepared_s = time.perf_counter()
+            prepared = mark(self._device)
             hidden = self._model.forward(batch.ids, batch.positions, attend)
-            logits = self._logits(hidden, batch)
-            forwarded_s = time.perf_counter()
-            sampled = self._sample(logits, batch)
+            wanted = len(batch.sample_rows)
+            logits = self._model.logits(hidden.index_select(0, batch.sample_at)) if wanted else None
+            forwarded = mark(self._device)
+            if wanted:
+                sampled = self._sample(logits, batch.sample_rows, batch.sample_into)
             prompt = prompt_logprobs(work, hidden, self._model, self._top_wanted(work))
-        tokens = sampled.tokens.cpu().numpy().astype(np.int32)
-        timing = StepTiming(
-            queued_ms=(started_s - arrived_s) * 1e3,
-            prepare_ms=(prepared_s - started_s) * 1e3,
-            forward_ms=(forwarded_s - prepared_s) * 1e3,
-            sample_ms=(time.perf_counter() - forwarded_s) * 1e3,
-        )
-        return _result(plan, tokens, sampled, prompt, timing)
+        tokens = download(self._rows.last_token.new_empty(0) if sampled is None else sampled.tokens)
+        asked = None if sampled is None or sampled.asked is None else sampled.asked.fetch()
+        prompt = None if prompt is None else prompt.fetch()
+        return _Step(tokens, asked, prompt, Marks(begun, prepared, forwarded, mark(self._device)))
 
     def _apply(self, work: Work) -> None:
         if work.new_rows:
             self._rows.init(work.new_rows)
             if self._sampler is not None:
-                self._sampler.state.init(work.new_rows)
+                self._sampler.init(work.new_rows)
         if len(work.page_rows):
             self._rows.append_pages(work.page_rows, work.page_starts, work.page_lens)
         self._decode_rows = work.decode_rows
 
     def _advance(self, work: Work) -> None:
-        self._rows.lengths[work.ext_rows] = work.ext_starts + work.ext_lens
-        self._rows.has_token[work.ext_rows] = work.ext_sample != 0
-        self._rows.lengths[work.decode_rows] += 1
+        rows = self._rows
+        rows.has_token[work.ext_rows] = work.ext_sample != 0
+        moved = np.concatenate((work.ext_rows, work.decode_rows))
+        rows.seq_lens.put(moved, np.concatenate((work.ext_starts + work.ext_lens, rows.lengths[work.decode_rows] + 1)))
 
-    def _logits(self, hidden: Tensor, batch: Batch) -> Tensor | None:
-        """[S, V] fp32 on rank 0, for the sampled positions only."""
-        wanted = len(batch.sample_rows)
-        if not wanted:
-            return None
-        logits = self._model.logits(hidden.index_select(0, batch.sample_at))
-        return None if logits is None else logits[:wanted]
-
-    def _sample(self, logits: Tensor | None, batch: Batch) -> Sampled:
-        """Sample on rank 0, share the tokens, remember them as the rows' last."""
+    def _sample(self, logits: Tensor | None, rows: I64, at: Tensor) -> Sampled:
+        """Sample for `rows` [S], which are `at` on the device, on rank 0; share the tokens, remember them as the
+        rows' last. Logits [at least S, V]; the rest is padding."""
         last_token = self._rows.last_token
-        if not len(batch.sample_rows):
-            return Sampled(last_token.new_empty(0))
         if self._sampler is None:
-            sampled = Sampled(last_token.new_empty(len(batch.sample_rows)))
+            sampled = Sampled(last_token.new_empty(len(rows)))
         else:
             assert logits is not None
-            sampled = self._sampler.sample(logits, batch.sample_rows)
-        tokens = self.comm.from_first(sampled.tokens)
-        last_token.index_copy_(0, batch.sample_into, tokens)
+            sampled = self._sampler.sample(logits[: len(rows)], rows, at)
+        last_token.index_copy_(0, at, self.comm.from_first(sampled.tokens))
         return sampled
 
     def _top_wanted(self, work: Work) -> I64 | None:
-        return None if self._sampler is None else self._sampler.state.top_logprobs[work.ext_rows]
+        return None if self._sampler is None else self._sampler.top_logprobs(work.ext_rows)
 
 
-def _result(
-    plan: StepPlan, tokens: np.ndarray, sampled: Sampled, prompt: PromptLogprobs | None, timing: StepTiming
-) -> StepResult:
-    return StepResult(
-        plan.engine_id,
-        plan.session,
-        plan.seq,
-        tokens,
-        logprobs=sampled.logprobs,
-        top_ids=sampled.top_ids,
-        top_logprobs=sampled.top_logprobs,
-        prompt_counts=None if prompt is None else prompt.counts,
-        prompt_logprobs=None if prompt is None else prompt.logprobs,
-        prompt_top_ids=None if prompt is None else prompt.top_ids,
-        prompt_top_logprobs=None if prompt is None else prompt.top_logprobs,
-        timing=timing,
-    )
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What a step leaves for the host, there when the device passes `marks.done`."""
+
+    tokens: Tensor
+    asked: Asked | None
+    prompt: PromptLogprobs | None
+    marks: Marks

@@ -22,3 +22,4 @@ class EngineSpec:
     max_rows: int
     context_length: int
     vocab_size: int
+    prefill_tokens: int

@@ -12,7 +12,7 @@ from shared.errors import ConfigError
 CPU_POOL_BYTES = 768 << 20
 """The default stack with its default model is to stay below 2.5 GB."""
 CPU_FRACTION = 0.1
-GPU_FRACTION = 0.85
+GPU_FRACTION = 0.9
 
 
 def available_bytes(device: torch.device) -> int:
@@ -26,6 +26,11 @@ def available_bytes(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def total_bytes(device: torch.device) -> int:
+    """Size of the device's memory; 0 where only what is free counts."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else 0
 
 
 def used_bytes(device: torch.device) -> int:
@@ -47,6 +52,8 @@ def pool_tokens(
     max_total_tokens: int | None,
     fraction: float | None,
     available: int,
+    total: int,
+    activations: int,
 ) -> int:
     """KV slots to allocate, a multiple of `page_size`.
 
@@ -54,7 +61,9 @@ def pool_tokens(
         slot_bytes: bytes of one token over all layers.
         most_tokens: what all rows at full context need; more is never allocated.
         max_total_tokens, fraction: the flags; at most one is given.
-        available: bytes free on the device now.
+        available: bytes free on the device now, the weights being there.
+        total: bytes of the device, for a GPU.
+        activations: bytes that a step needs for a moment.
 
     Raises:
         ConfigError: not even one page fits, or --max-total-tokens does not.
@@ -66,10 +75,13 @@ def pool_tokens(
                 f"--max-total-tokens {tokens:,} needs {tokens * slot_bytes:,} bytes, {available:,} are available"
             )
     else:
-        budget = available * (fraction or (GPU_FRACTION if device.type == "cuda" else CPU_FRACTION))
-        if fraction is None and device.type == "cpu":
-            budget = min(budget, CPU_POOL_BYTES)
-        tokens = int(budget) // slot_bytes
+        if device.type == "cuda":
+            budget = min((fraction or GPU_FRACTION) * total - (total - available), available - activations)
+        else:
+            budget = available * (fraction or CPU_FRACTION)
+            if fraction is None:
+                budget = min(budget, CPU_POOL_BYTES)
+        tokens = max(int(budget), 0) // slot_bytes
     pages = min(tokens, most_tokens) // page_size
     if pages < 1:
         raise ConfigError(

@@ -14,6 +14,7 @@ from services.worker.rows import I64, Rows
 from shared.errors import InvalidRequest
 from shared.messages.step import RowInit, StepPlan
 
+MAX_STOP_IDS = 128
 _NONE: I64 = np.zeros(0, np.int64)
 
 
@@ -102,6 +103,7 @@ def _check_new_rows(inits: list[RowInit], max_rows: int, vocab: int) -> None:
         _require(init.temperature >= 0, f"new row {init.row}: temperature {init.temperature} is negative")
         _require(init.repetition_penalty > 0, f"new row {init.row}: repetition_penalty must be positive")
         _require(init.num_generated >= 0 and init.min_new_tokens >= 0, f"new row {init.row}: a negative count")
+        _require(len(init.stop_ids) <= MAX_STOP_IDS, f"new row {init.row}: over {MAX_STOP_IDS} stop_ids")
         for name, ids in (("stop_ids", init.stop_ids), ("history_ids", init.history_ids),
                           ("output_ids", init.output_ids)):  # fmt: skip
             _within(f"new row {init.row}: {name}", np.array(ids, np.int64), 0, vocab)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -10,8 +10,7 @@ from torch import Tensor
 from services.worker.models.registry import Model
 from services.worker.plan_check import Work
 from services.worker.rows import I64, ragged_arange
-from services.worker.sampling.logprobs import Logprobs, join, logprobs_of
-from services.worker.sampling.sampler import cut_to
+from services.worker.sampling.logprobs import Logprobs, cut_to, join, logprobs_of
 from services.worker.upload import upload
 from shared.messages.step import F32, I32
 
@@ -21,12 +20,26 @@ SLICE_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """As in `StepResult`."""
+    """Of the extend rows of one step."""
 
-    counts: I32
-    logprobs: F32
-    top_ids: I32 | None
-    top_logprobs: F32 | None
+    counts: I64
+    """[E]"""
+    wanted: I64
+    """[N] top logprobs of each prediction"""
+    found: Logprobs | None
+    """None: the step predicts no token that was asked for."""
+
+    def fetch(self) -> PromptLogprobs:
+        """On the host, after the step."""
+        return self if self.found is None else replace(self, found=self.found.fetch())
+
+    def arrays(self) -> tuple[I32, F32, I32 | None, F32 | None]:
+        """prompt_counts, prompt_logprobs, prompt_top_ids and prompt_top_logprobs of a `StepResult`."""
+        counts, found = self.counts.astype(np.int32), self.found
+        if found is None:
+            return counts, np.zeros(0, np.float32), None, None
+        top = cut_to(self.wanted, found.top_ids, found.top) if self.wanted.any() else (None, None)
+        return counts, found.chosen.numpy(), *top
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +74,7 @@ def prompt_logprobs(work: Work, hidden: Tensor, model: Model, top_wanted: I64 | 
             parts.append(logprobs_of(logits, targets, most))
     if top_wanted is None:
         return None
-    counts = wanted.counts.astype(np.int32)
-    if not parts:
-        return PromptLogprobs(counts, np.zeros(0, np.float32), None, None)
-    found = join(parts)
-    top = cut_to(np.repeat(top_wanted, wanted.counts), found.top_ids, found.top) if most else (None, None)
-    return PromptLogprobs(counts, found.chosen.cpu().numpy(), *top)
+    return PromptLogprobs(wanted.counts, np.repeat(top_wanted, wanted.counts), join(parts) if parts else None)
 
 
 def _wanted(work: Work) -> _Wanted:

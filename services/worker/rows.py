@@ -37,6 +37,11 @@ class Mirrored:
             stored = np.asarray(values, self.host.dtype)
             self.device[where] = upload(stored, self.device.device) if stored.ndim else int(stored)
 
+    def follow(self, index: Any, values: Any) -> None:
+        """`host[index] = values` after the device did the same by itself."""
+        if self._separate:
+            self.host[index] = values
+
 
 class Rows:
     """Mutated by the engine while it executes a plan; lives as long as the engine, emptied by a new session."""
@@ -44,15 +49,21 @@ class Rows:
     def __init__(self, max_rows: int, max_pages_per_row: int, page_size: int, device: torch.device) -> None:
         self.max_rows, self.max_pages_per_row, self.page_size = max_rows, max_pages_per_row, page_size
         self.page_table = Mirrored((max_rows, max_pages_per_row), np.int32, device)  # page 0 beyond the row's pages
-        self.lengths = np.zeros(max_rows, np.int64)  # tokens whose keys and values are in the pool
+        self.seq_lens = Mirrored((max_rows,), np.int64, device)  # tokens whose keys and values are in the pool
         self.num_pages = np.zeros(max_rows, np.int64)
         self.last_token: Tensor = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.has_token = np.zeros(max_rows, np.bool_)
 
+    @property
+    def lengths(self) -> I64:
+        """[max_rows] tokens whose keys and values are in the pool; read only."""
+        lengths: I64 = self.seq_lens.host
+        return lengths
+
     def reset(self) -> None:
         """Forget every row."""
         self.page_table.put(slice(None), 0)
-        self.lengths[:] = 0
+        self.seq_lens.put(slice(None), 0)
         self.num_pages[:] = 0
         self.has_token[:] = False
 
@@ -60,7 +71,7 @@ class Rows:
         """Give rows to requests: empty page tables."""
         rows = np.array([init.row for init in inits], np.int64)
         self.page_table.put(rows, 0)
-        self.lengths[rows] = 0
+        self.seq_lens.put(rows, 0)
         self.num_pages[rows] = 0
         self.has_token[rows] = False
 

@@ -1,8 +1,9 @@
 """[walk 7] The worker on the bus: plans in, results out, and the life of a rank.
 
-The event loop only moves messages. One device thread, a single-worker executor, builds the engine and executes plans
-in order of arrival; its results come back to the loop, which publishes them. Rank 0 answers and announces the engine;
-every rank subscribes to the engine's plans and may report a fault.
+The event loop only moves messages. One device thread, a single-worker executor, builds the engine and launches plans
+in order of arrival; another one waits for the device, so that a step is launched while the one before is computed.
+Results come back to the loop, which publishes them. Rank 0 answers and announces the engine; every rank subscribes to
+the engine's plans and may report a fault.
 
 When a tensor-parallel group cannot go on (a rank died, ranks did not meet within the group's timeout, or one failed in
 the middle of a plan so that the others wait in a collective), every rank exits with status 1: gloo ends the others'
@@ -24,11 +25,18 @@ from services.worker.engine_spec import EngineSpec
 from services.worker.progress import Progress
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
+from shared.log import Log
 from shared.peers import Peers
 
 DRAIN_QUIET_S = 1.0
 """A draining engine that got no plan for this long has nothing left to do."""
 _STAGES = ("queued", "prepare", "forward", "sample")
+
+
+class LaunchedLike(Protocol):
+    """A step under way (`launched.py`)."""
+
+    def finish(self) -> m.StepResult: ...
 
 
 class EngineLike(Protocol):
@@ -39,7 +47,7 @@ class EngineLike(Protocol):
 
     @property
     def is_first(self) -> bool: ...
-    def execute(self, plan: m.StepPlan, arrived_s: float | None = None) -> m.StepResult | m.EngineFault | None: ...
+    def launch(self, plan: m.StepPlan, arrived_s: float | None = None) -> LaunchedLike | m.EngineFault | None: ...
     def fail(self, plan: m.StepPlan, message: str) -> m.EngineFault: ...
     def meet(self) -> None: ...
     def memory_bytes(self) -> int: ...
@@ -48,7 +56,9 @@ class EngineLike(Protocol):
 class WorkerService:
     """One rank. Lives as long as the process."""
 
-    def __init__(self, actor: Actor, config: WorkerConfig, build: Callable[[WorkerConfig, str], EngineLike]) -> None:
+    def __init__(
+        self, actor: Actor, config: WorkerConfig, build: Callable[[WorkerConfig, str, Log], EngineLike]
+    ) -> None:
         """
         Args:
             build: makes the engine, on the device thread, from the configuration and this instance's id.
@@ -56,6 +66,7 @@ class WorkerService:
         self.actor = actor
         self._config, self._build = config, build
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._results = ThreadPoolExecutor(max_workers=1, thread_name_prefix="results")
         self._engine: EngineLike | None = None
         self._progress = Progress()
         self._unanswered = 0
@@ -83,7 +94,9 @@ class WorkerService:
         await self.actor.start()
         loop = asyncio.get_running_loop()
         started_s = time.perf_counter()
-        self._engine = await loop.run_in_executor(self._device, self._build, self._config, self.actor.id)
+        self._engine = await loop.run_in_executor(
+            self._device, self._build, self._config, self.actor.id, self.actor.log
+        )
         spec = self.engine.spec
         await self.actor.on(self.actor.subjects.engine_plan(spec.engine_id), m.StepPlan, self._on_plan)
         if spec.tp_size > 1:
@@ -114,10 +127,11 @@ class WorkerService:
         self._unanswered += 1
         self._plan_came.set()
         loop = asyncio.get_running_loop()
-        future = self._device.submit(self.engine.execute, plan, time.perf_counter())
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._executed, plan, done))
+        launched = self._device.submit(self.engine.launch, plan, time.perf_counter())
+        finished = self._results.submit(_finish, launched)
+        finished.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finished, plan, done))
 
-    def _executed(self, plan: m.StepPlan, done: Future[m.StepResult | m.EngineFault | None]) -> None:
+    def _finished(self, plan: m.StepPlan, done: Future[m.StepResult | m.EngineFault | None]) -> None:
         """On the loop: publish what a plan came to. A failure ends the session, in a group the process."""
         self._unanswered -= 1
         self._progress.done(plan)
@@ -165,10 +179,17 @@ class WorkerService:
             engine_id=spec.engine_id, name=self.actor.name, state=self.actor.state, model=spec.model,
             tp_size=spec.tp_size, device=spec.device, dtype=spec.dtype, attention_backend=spec.attention_backend,
             page_size=spec.page_size, num_pages=spec.num_pages, max_rows=spec.max_rows,
-            context_length=spec.context_length, vocab_size=spec.vocab_size, session=self._progress.session,
-            received_seq=self._progress.received_seq, last_seq=self._progress.last_seq, memory_bytes=memory_bytes,
+            context_length=spec.context_length, vocab_size=spec.vocab_size, prefill_tokens=spec.prefill_tokens,
+            session=self._progress.session, received_seq=self._progress.received_seq,
+            last_seq=self._progress.last_seq, memory_bytes=memory_bytes,
         )  # fmt: skip
         await self.actor.send(self.actor.subjects.scheduler_engines(self._config.scheduler_name), info)
+
+
+def _finish(launching: Future[LaunchedLike | m.EngineFault | None]) -> m.StepResult | m.EngineFault | None:
+    """On the results thread: wait for the launch, then for the device."""
+    launched = launching.result()
+    return launched if launched is None or isinstance(launched, m.EngineFault) else launched.finish()
 
 
 def _shown(spec: EngineSpec) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class EngineInfo:
     """Row ids 0..max_rows-1."""
     context_length: int
     vocab_size: int
+    prefill_tokens: int = 512
+    """Prompt tokens that one step should compute at most; a scheduler without a wish of its own follows."""
     session: str = ""
     """Of the plans that this rank receives."""
     received_seq: int = -1

@@ -88,10 +88,14 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepTiming:
-    """Where a step's time went on rank 0, in milliseconds."""
+    """Where a step's time went on rank 0, in milliseconds: by the device's clock, but for the first two."""
 
     queued_ms: float = 0.0
     """From arrival of the plan to the start of its execution."""
+    launch_ms: float = 0.0
+    """The host's time for the step; on a GPU it runs ahead of the device."""
+    idle_ms: float = 0.0
+    """The device had nothing to do since the step before."""
     prepare_ms: float = 0.0
     forward_ms: float = 0.0
     sample_ms: float = 0.0

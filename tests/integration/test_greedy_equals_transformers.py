@@ -7,6 +7,7 @@ comparison through all processes and on two ranks is in tests/e2e.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from services.scheduler.config import SchedulerConfig
 from services.worker.build import build_engine
 from services.worker.config import WorkerConfig
 from shared import messages as m
+from shared.log import Log
 from shared.sampling import NEUTRAL
 from tests.fakes.engine import engine_info
 from tests.fakes.scheduler_driver import Driver
@@ -67,6 +69,7 @@ def _driver(folder: Path, page_size: int, chunk: int, depth: int, pool_tokens: i
         WorkerConfig(model_path=str(folder), page_size=page_size, max_total_tokens=pool_tokens, num_threads=1,
                      max_running_requests=32, device="cpu"),
         "engine-0-test",
+        Log(logging.getLogger("rhizome"), {}),
     )  # fmt: skip
     spec = worker.spec
     info = engine_info(

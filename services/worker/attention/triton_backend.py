@@ -7,6 +7,8 @@ only where Triton is there (`backend.py`). Also runs under Triton's interpreter,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -59,7 +61,15 @@ class TritonAttention:
             for workspace in self.workspaces.values():
                 plan_split(workspace, decode_seen)
             decode = _Decode(decode_rows, decode_seen, batch.num_extend_tokens)
-        return _Step(self, batch, extend, decode)
+        parts = [part for part in (extend, decode) if part is not None]
+        padded = batch.num_tokens > batch.num_extend_tokens + len(decode_rows)
+        return _Step(self, batch.slots, parts, padded=padded)
+
+    def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor) -> Attend:
+        """See `decode_program.DeviceAttention`."""
+        for workspace in self.workspaces.values():
+            plan_split(workspace, seq_lens)
+        return _Step(self, slots, [_Decode(rows, seq_lens, 0)], padded=False)
 
 
 class _Extend:
@@ -93,14 +103,15 @@ class _Decode:
 class _Step:
     """What `prepare` returns: called once per layer."""
 
-    def __init__(self, to: TritonAttention, batch: Batch, extend: _Extend | None, decode: _Decode | None) -> None:
-        self._to, self._slots = to, batch.slots
-        self._parts = [part for part in (extend, decode) if part is not None]
-        shape = (batch.num_tokens, to.num_q_heads, to.pool.head_dim)
-        padded = batch.num_tokens > batch.num_extend_tokens + len(batch.decode_rows)
+    def __init__(self, to: TritonAttention, slots: Tensor, parts: Sequence[_Extend | _Decode], *, padded: bool) -> None:
+        """
+        Args:
+            padded: some tokens belong to no part; they get zeros.
+        """
+        self._to, self._slots, self._parts = to, slots, parts
         make = torch.zeros if padded else torch.empty
-        # One buffer for all layers: each is consumed before the next. Padding stays zero.
-        self._out = make(shape, dtype=to.pool.dtype, device=to.pool.device)
+        # One buffer for all layers: each is consumed before the next.
+        self._out = make((len(slots), to.num_q_heads, to.pool.head_dim), dtype=to.pool.dtype, device=to.pool.device)
 
     def __call__(self, layer: int, qkv: Tensor, rotation: Rotation, qk_norm: QkNorm | None) -> Tensor:
         to, (tokens, heads, dim) = self._to, self._out.shape

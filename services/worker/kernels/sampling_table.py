@@ -37,7 +37,7 @@ NUM_BANNED = tl.constexpr(6)
 LAST_TOKEN = tl.constexpr(7)
 INTS = tl.constexpr(8)
 
-MAX_BANNED = tl.constexpr(64)
+MAX_BANNED = tl.constexpr(128)
 
 IN_PROMPT = 1 << 30
 """Bit of a count: the token occurs in the prompt. The bits below count its occurrences in the output."""
@@ -57,7 +57,7 @@ class SamplingTable(NamedTuple):
     seeds: torch.Tensor
     """[S] int64."""
     banned_ids: torch.Tensor
-    """[S, 64] int32; the first NUM_BANNED count (EOS and stop ids until min_new_tokens)."""
+    """[S, 128] int32; the first NUM_BANNED count (EOS and stop ids until min_new_tokens)."""
     counts: torch.Tensor
     """[C, V] int32: occurrences in the output, plus IN_PROMPT."""
     bias: torch.Tensor

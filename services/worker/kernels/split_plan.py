@@ -154,6 +154,6 @@ def plan_split(workspace: SplitWorkspace, seq_lens: torch.Tensor, cu_q: torch.Te
         seq_lens, seq_lens if cu_q is None else cu_q, workspace.cu_blocks, workspace.share, workspace.first_rows,
         num_rows,
         NUM_WORKERS=workspace.num_workers, BLOCK_N=workspace.config.block_n, WINDOW=workspace.window,
-        RAGGED_Q=cu_q is not None, ROWS=triton.next_power_of_2(max(num_rows, 1)), WORKERS=WORKERS_PER_PROGRAM,
+        RAGGED_Q=cu_q is not None, ROWS=triton.next_power_of_2(workspace.max_rows), WORKERS=WORKERS_PER_PROGRAM,
         num_warps=4,
     )  # fmt: skip

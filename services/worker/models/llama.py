@@ -86,9 +86,9 @@ class LlamaModel:
         return residual if delta is None else residual.add_(delta)
 
     def logits(self, hidden: Tensor) -> Tensor | None:
-        """[N, V] fp32 for `hidden` [N, hidden], on rank 0; None on the other ranks."""
+        """[N, V] in the model's dtype for `hidden` [N, hidden], on rank 0; None on the other ranks."""
         h = self._ops.add_rms_norm(hidden, None, self._norm, self.config.rms_norm_eps)
-        return self._comm.gather_columns(self._head(h).float(), self._shard.vocab_widths)
+        return self._comm.gather_columns(self._head(h), self._shard.vocab_widths)
 
     def _embedding(self, ids: Tensor) -> Tensor:
         if self._comm.size == 1:

@@ -1,46 +1,68 @@
-"""[walk 10] Logits to tokens and log probabilities, for the rows of one step."""
+"""[walk 10] Logits to tokens and log probabilities, for the rows of one step: the seam, and the sampler of operators.
+
+`TorchSampler` runs on any device and decides on the host which operators a batch needs, so it may wait for the device;
+`fused.py` has the one that never does.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from services.worker.rows import I64
 from services.worker.sampling.draw import draw, greedy
-from services.worker.sampling.logprobs import logprobs_of
+from services.worker.sampling.logprobs import Asked, logprobs_of
 from services.worker.sampling.random import uniforms
 from services.worker.sampling.rows import SamplingRows, Uses
 from services.worker.upload import upload
-from shared.messages.step import F32, I32
+from shared.messages.step import RowInit
 
 _ADJUSTS = Uses.PENALTY | Uses.BIAS | Uses.MIN_NEW
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Tokens [S] on the device; log probabilities on the host, present when a row asked for them."""
+    """Of one step, on the device."""
 
     tokens: Tensor
-    logprobs: F32 | None = None
-    """[S], 0 for rows that did not ask"""
-    top_ids: I32 | None = None
-    """[S, B] padded with -1"""
-    top_logprobs: F32 | None = None
+    """[S] int64"""
+    asked: Asked | None = None
+    """Present when a row asked for log probabilities."""
 
 
-class Sampler:
-    """Samples one token per row and advances the rows' state."""
+class Sampler(Protocol):
+    """Samples one token per row and advances the rows' state. On rank 0 only."""
+
+    def init(self, inits: list[RowInit]) -> None:
+        """Give rows to requests."""
+
+    def top_logprobs(self, rows: I64) -> I64:
+        """[N] how many top logprobs each row wants."""
+
+    def sample(self, logits: Tensor, rows: I64, at: Tensor) -> Sampled:
+        """Tokens from logits [S, V] (may be changed) for `rows` [S], which are `at` [S] int64 on the device."""
+
+
+class TorchSampler:
+    """PyTorch operators, any device."""
 
     def __init__(self, state: SamplingRows) -> None:
         self.state = state
 
-    def sample(self, logits: Tensor, rows: I64) -> Sampled:
-        """Logits [S, V] fp32 (may be changed) of `rows` [S] to tokens."""
+    def init(self, inits: list[RowInit]) -> None:
+        self.state.init(inits)
+
+    def top_logprobs(self, rows: I64) -> I64:
+        return self.state.top_logprobs[rows]
+
+    def sample(self, logits: Tensor, rows: I64, at: Tensor) -> Sampled:
         uses = self.state.uses(rows)
         union = int(np.bitwise_or.reduce(uses))
-        raw = logits
+        raw = logits = logits.float()
         if union & _ADJUSTS:
             logits = raw.clone() if union & Uses.LOGPROB else raw
             self.state.adjust_(logits, rows, uses)
@@ -52,29 +74,20 @@ class Sampler:
             chosen = logits if len(index) == len(rows) else logits.index_select(0, where)
             tokens[where] = draw(chosen, self.state.filters(rows[index]), u)
         self.state.advance(rows, uses, tokens)
-        if union & Uses.LOGPROB:
-            return self._with_logprobs(raw, rows, uses, tokens)
-        return Sampled(tokens)
-
-    def _with_logprobs(self, raw: Tensor, rows: I64, uses: I64, tokens: Tensor) -> Sampled:
+        if not union & Uses.LOGPROB:
+            return Sampled(tokens)
         index = np.flatnonzero(uses & Uses.LOGPROB)
-        where = upload(index, raw.device)
-        wanted = self.state.top_logprobs[rows[index]]
+        where, wanted = upload(index, raw.device), self.state.top_logprobs[rows[index]]
         found = logprobs_of(raw.index_select(0, where), tokens[where], int(wanted.max()))
-        logprobs = np.zeros(len(rows), np.float32)
-        logprobs[index] = found.chosen.cpu().numpy()
-        if not wanted.any():
-            return Sampled(tokens, logprobs)
-        top_ids = np.full((len(rows), found.top.shape[1]), -1, np.int32)
-        top = np.zeros(top_ids.shape, np.float32)
-        top_ids[index], top[index] = cut_to(wanted, found.top_ids, found.top)
-        return Sampled(tokens, logprobs, top_ids, top)
+        return Sampled(tokens, Asked(index, wanted, found))
 
 
-def cut_to(wanted: I64, ids: Tensor, values: Tensor) -> tuple[I32, F32]:
-    """Keep the first wanted[n] of each row of `ids` and `values` [N, B]; the rest becomes -1 and 0."""
-    beyond = np.arange(ids.shape[1]) >= wanted[:, None]
-    return (
-        np.where(beyond, -1, ids.cpu().numpy()).astype(np.int32),
-        np.where(beyond, 0.0, values.cpu().numpy()).astype(np.float32),
-    )
+def make_sampler(
+    backend: str, max_rows: int, vocab_size: int, device: torch.device, random_seed: int | None
+) -> Sampler:
+    """The sampler that goes with an attention backend: with `torch` no kernel of ours runs, so it stays the oracle."""
+    if backend == "torch":
+        return TorchSampler(SamplingRows(max_rows, vocab_size, device, random_seed))
+    from services.worker.sampling.fused import FusedSampler
+
+    return FusedSampler(max_rows, vocab_size, device, random_seed)

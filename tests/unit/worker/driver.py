@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from services.worker.build import build_engine
 from services.worker.config import WorkerConfig
 from services.worker.engine import Engine
+from shared.log import Log
 from shared.messages.step import EngineFault, RowInit, StepPlan, StepResult
 
 _sessions = itertools.count(1)
@@ -27,7 +29,8 @@ def i32(values: Sequence[int] | np.ndarray) -> np.ndarray:
 def make_engine(path: Path, **flags: Any) -> Engine:
     """An engine on one thread with a small pool."""
     defaults: dict[str, Any] = {"num_threads": 1, "max_total_tokens": 2048, "max_running_requests": 16}
-    return build_engine(WorkerConfig(model_path=str(path), **{**defaults, **flags}), "worker-0-test")
+    log = Log(logging.getLogger("rhizome"), {})
+    return build_engine(WorkerConfig(model_path=str(path), **{**defaults, **flags}), "worker-0-test", log)
 
 
 def rewritten(source: Path, target: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:

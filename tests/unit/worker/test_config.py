@@ -53,6 +53,7 @@ def pool(**changes: Any) -> int:
     arguments: dict[str, Any] = {
         "slot_bytes": 1000, "page_size": 16, "most_tokens": 10**9, "device": torch.device("cpu"),
         "max_total_tokens": None, "fraction": None, "available": 64 << 30,
+        "total": 0, "activations": 0,
     }  # fmt: skip
     return pool_tokens(**{**arguments, **changes})
 
@@ -71,6 +72,16 @@ def test_a_pool_that_does_not_fit_is_a_start_up_error() -> None:
         pool(max_total_tokens=10**9)
     with pytest.raises(ConfigError, match="no KV page"):
         pool(available=1000)
+
+
+def test_a_pool_on_a_gpu_gets_its_share_of_the_device_and_leaves_room_for_a_step() -> None:
+    gpu = {"device": torch.device("cuda"), "total": 80 << 30, "available": 64 << 30}
+    weights, share = 16 << 30, 72 << 30
+    assert pool(**gpu) * 1000 == pytest.approx(share - weights, rel=1e-3)
+    assert pool(**gpu, fraction=0.5) * 1000 == pytest.approx((40 << 30) - weights, rel=1e-3)
+    assert pool(**gpu, activations=20 << 30) * 1000 == pytest.approx(44 << 30, rel=1e-3)
+    with pytest.raises(ConfigError, match="no KV page"):
+        pool(**gpu, fraction=0.1)
 
 
 @pytest.mark.parametrize(("size", "heads"), [(1, [6]), (2, [3, 3]), (4, [1, 2, 1, 2])])

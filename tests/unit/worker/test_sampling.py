@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from services.worker.sampling.draw import Filters, draw, greedy
 from services.worker.sampling.logprobs import LEAST, logprobs_of
 from services.worker.sampling.random import uniforms
 from services.worker.sampling.rows import SamplingRows
-from services.worker.sampling.sampler import Sampler
+from services.worker.sampling.sampler import TorchSampler
 from shared.messages.step import RowInit
 
 VOCAB = 1000
@@ -33,8 +33,26 @@ def filters(n: int, temperature: float = 1.0, top_k: int = -1, top_p: float = 1.
     )  # fmt: skip
 
 
-def sampler(random_seed: int | None = 3, vocab: int = VOCAB, max_rows: int = 16) -> Sampler:
-    return Sampler(SamplingRows(max_rows, vocab, CPU, random_seed))
+class OnHost:
+    """A sampler whose results are arrays at once."""
+
+    def __init__(self, state: SamplingRows) -> None:
+        self.state, self._sampler = state, TorchSampler(state)
+
+    def sample(self, logits: torch.Tensor, at: np.ndarray) -> OnHostResult:
+        found = self._sampler.sample(logits, at, torch.from_numpy(at))
+        return OnHostResult(found.tokens, *(found.asked.arrays(len(at)) if found.asked else (None, None, None)))
+
+
+class OnHostResult(NamedTuple):
+    tokens: torch.Tensor
+    logprobs: np.ndarray | None
+    top_ids: np.ndarray | None
+    top_logprobs: np.ndarray | None
+
+
+def sampler(random_seed: int | None = 3, vocab: int = VOCAB, max_rows: int = 16) -> OnHost:
+    return OnHost(SamplingRows(max_rows, vocab, CPU, random_seed))
 
 
 def rows(*numbers: int) -> np.ndarray:

@@ -26,6 +26,14 @@ CONFIG = WorkerConfig(model_path="/models/tiny", common=CommonConfig(deployment=
 SUBJECTS = Subjects("t")
 
 
+@dataclasses.dataclass
+class ScriptedStep:
+    result: m.StepResult
+
+    def finish(self) -> m.StepResult:
+        return self.result
+
+
 class ScriptedEngine:
     """Answers every plan with its sequence number as a token; what `act` says comes first."""
 
@@ -35,10 +43,11 @@ class ScriptedEngine:
 
     is_first = True
 
-    def execute(self, plan: m.StepPlan, arrived_s: float | None = None) -> m.StepResult | m.EngineFault | None:
+    def launch(self, plan: m.StepPlan, arrived_s: float | None = None) -> ScriptedStep:
         self._act(plan)
         self.session, self.last_seq = plan.session, plan.seq
-        return m.StepResult(self.spec.engine_id, plan.session, plan.seq, np.array([plan.seq], np.int32))
+        tokens = np.array([plan.seq], np.int32)
+        return ScriptedStep(m.StepResult(self.spec.engine_id, plan.session, plan.seq, tokens))
 
     def fail(self, plan: m.StepPlan, message: str) -> m.EngineFault:
         return m.EngineFault(self.spec.engine_id, plan.session, plan.seq, "execution", message)
@@ -77,12 +86,12 @@ class Inbox:
 def service(
     bus: Bus, act: Callable[[m.StepPlan], None] = lambda _: None, config: WorkerConfig = CONFIG, peer: str = ""
 ) -> WorkerService:
-    def build(config: WorkerConfig, instance: str) -> ScriptedEngine:
+    def build(config: WorkerConfig, instance: str, _: log.Log) -> ScriptedEngine:
         return ScriptedEngine(
             EngineSpec(
                 engine_id=instance, group=[instance, *([peer] if peer else [])], model=config.model_name,
                 tp_size=config.tp_size, device="cpu", dtype="float32", attention_backend="none", page_size=16,
-                num_pages=8, max_rows=4, context_length=64, vocab_size=100,
+                num_pages=8, max_rows=4, context_length=64, vocab_size=100, prefill_tokens=512,
             ),
             act,
         )  # fmt: skip
@@ -203,7 +212,7 @@ async def test_the_loss_of_another_rank_ends_an_idle_process_with_status_1() -> 
 
 
 async def test_an_engine_that_cannot_be_built_is_a_start_up_error() -> None:
-    def build(config: WorkerConfig, instance: str) -> ScriptedEngine:
+    def build(config: WorkerConfig, instance: str, _: log.Log) -> ScriptedEngine:
         raise ConfigError("no such model")
 
     actor = Actor("worker", CONFIG.common, LocalBus(), log.setup("worker", "error"))
