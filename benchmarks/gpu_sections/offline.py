@@ -18,7 +18,7 @@ from rhizome.nats_server import EmbeddedNats
 from shared.bus import NatsBus
 from tests.gpu.shapes import SHAPES, write_shape
 
-CONTEXT, MEMORY_FRACTION, ROWS = 8192, 0.9, 256
+CONTEXT, MEMORY_FRACTION = 8192, 0.9
 WARM_UP_REQUESTS, WARM_UP_OUTPUT = 48, 12
 Row = dict[str, Any]
 
@@ -32,7 +32,7 @@ def measure(report: Report, folder: Path, shape: str, names: list[str], depth: i
     model = write_shape(shape, folder / shape)
     worker = [
         f"--model-path={model}", "--load-format=dummy", "--device=cuda", "--dtype=bfloat16",
-        f"--context-length={CONTEXT}", f"--mem-fraction-static={MEMORY_FRACTION}", f"--max-running-requests={ROWS}",
+        f"--context-length={CONTEXT}", f"--mem-fraction-static={MEMORY_FRACTION}",
         *flags,
     ]  # fmt: skip
     with ExitStack() as stack:

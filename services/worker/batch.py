@@ -41,7 +41,7 @@ class Batch:
     sample_rows: I64
     """[S] rows to sample for, in the order of `StepResult.tokens`"""
     sample_at: Tensor
-    """[max(S, min_tokens)] int64, their positions among the T tokens, the last one repeated; [0] where S = 0"""
+    """[max(S, min_samples)] int64, their positions among the T tokens, the last one repeated; [0] where S = 0"""
     sample_into: Tensor
     """[S] int64 `sample_rows` on the device"""
 
@@ -55,8 +55,14 @@ class Batch:
         return int(self.ext_lens.sum())
 
 
-def build_batch(work: Work, rows: Rows, min_tokens: int) -> Batch:
-    """Arrange a checked plan whose new rows and pages are already applied. Does not advance the rows."""
+def build_batch(work: Work, rows: Rows, min_tokens: int, min_samples: int | None = None) -> Batch:
+    """Arrange a checked plan whose new rows and pages are already applied. Does not advance the rows.
+
+    Args:
+        min_tokens: pad to this many tokens.
+        min_samples: pad the sampled positions to this many; default: `min_tokens`.
+    """
+    min_samples = min_tokens if min_samples is None else min_samples
     device = rows.last_token.device
     ext_count = len(work.ext_tokens)
     lengths = rows.lengths[work.decode_rows]
@@ -75,7 +81,7 @@ def build_batch(work: Work, rows: Rows, min_tokens: int) -> Batch:
     sample_rows = np.concatenate((work.ext_rows[sampled], work.decode_rows))
     sample_index = np.concatenate((np.cumsum(work.ext_lens)[sampled] - 1, ext_count + place))
     if len(sample_index):
-        sample_index = np.pad(sample_index, (0, max(0, min_tokens - len(sample_index))), mode="edge")
+        sample_index = np.pad(sample_index, (0, max(0, min_samples - len(sample_index))), mode="edge")
     ext_ids, decoding, pad_ids, every_position, slots, sample_at, sample_into = upload_all(
         [
             work.ext_tokens, decode_rows, pad, np.concatenate((positions, pad)),

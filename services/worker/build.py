@@ -31,8 +31,10 @@ from shared.model_config import ModelConfig, load_model_config
 
 if TYPE_CHECKING:
     from services.worker.decode_program import DecodeProgram
+    from services.worker.mixed_program import MixedProgram
 
 GPU_PREFILL_TOKENS, CPU_PREFILL_TOKENS = 8192, 512
+GPU_ROWS, CPU_ROWS = 1024, 256
 CAPTURES_PER_LINE = 4
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,13 +59,13 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     )
     comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
     model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device)
-    max_rows = config.max_running_requests
+    max_rows = config.max_running_requests or (GPU_ROWS if device.type == "cuda" else CPU_ROWS)
     prefill_tokens = config.max_prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS)
     activations = activation_bytes(
         model, tokens=prefill_tokens, rows=max_rows, attention_width=shard.num_q_heads * model_config.head_dim,
         device=device,
     )  # fmt: skip
-    pool = _pool(config, model_config, shard, comm, dtype, device, activations)
+    pool = _pool(config, model_config, shard, comm, dtype, device, max_rows, activations)
     rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
     attention = make_backend(backend, pool, rows, attention_windows(model_config), shard.num_q_heads)
     sampler = None
@@ -76,32 +78,37 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         num_pages=pool.num_pages, max_rows=max_rows, context_length=model_config.context_length,
         vocab_size=model_config.vocab_size, prefill_tokens=prefill_tokens,
     )  # fmt: skip
-    program = _decode_program(model, attention, rows)
+    programs = _programs(model, attention, rows, prefill_tokens)
     engine = Engine(
         spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
-        min_tokens=min_rows(device, dtype), program=program,
+        min_tokens=min_rows(device, dtype), programs=programs,
     )  # fmt: skip
     engine.warm_up()
-    if program is not None and device.type == "cuda" and comm.size == 1 and not config.disable_cuda_graph:
-        _capture(program, device, log)
+    if programs is not None and device.type == "cuda" and comm.size == 1 and not config.disable_cuda_graph:
+        for program in programs:
+            _capture(program, device, log)
     return engine
 
 
-def _decode_program(model: Model, attention: AttentionBackend, rows: Rows) -> DecodeProgram | None:
+def _programs(
+    model: Model, attention: AttentionBackend, rows: Rows, prefill_tokens: int
+) -> tuple[DecodeProgram, MixedProgram] | None:
     if attention.name != "triton":
         return None
     from services.worker.attention.triton_backend import TritonAttention
     from services.worker.decode_program import DecodeProgram
+    from services.worker.mixed_program import MixedProgram
 
     assert isinstance(attention, TritonAttention)
-    return DecodeProgram(model, attention, rows)
+    most_tokens = prefill_tokens + rows.max_rows
+    return DecodeProgram(model, attention, rows), MixedProgram(model, attention, rows, most_tokens)
 
 
-def _capture(program: DecodeProgram, device: torch.device, log: Log) -> None:
+def _capture(program: DecodeProgram | MixedProgram, device: torch.device, log: Log) -> None:
     free, started_s = memory.available_bytes(device), time.perf_counter()
     for done, of in program.capture():
         if done % CAPTURES_PER_LINE == 0 or done == of:
-            log.info("capturing CUDA graphs", done=done, of=of)
+            log.info("capturing CUDA graphs", program=type(program).__name__, done=done, of=of)
     log.info("CUDA graphs", bytes=free - memory.available_bytes(device), seconds=time.perf_counter() - started_s)
 
 
@@ -152,13 +159,14 @@ def _pool(
     comm: Communicator,
     dtype: torch.dtype,
     device: torch.device,
+    max_rows: int,
     activations: int,
 ) -> KvPool:
     layers, head_dim = model_config.num_layers, model_config.head_dim
     tokens = memory.pool_tokens(
         slot_bytes=KvPool.slot_bytes(layers, shard.num_kv_heads, head_dim, dtype),
         page_size=config.page_size,
-        most_tokens=config.max_running_requests * (model_config.context_length + config.page_size),
+        most_tokens=max_rows * (model_config.context_length + config.page_size),
         device=device,
         max_total_tokens=config.max_total_tokens,
         fraction=config.mem_fraction_static,

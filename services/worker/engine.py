@@ -9,6 +9,7 @@ another.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from services.worker import memory
 from services.worker.attention.backend import AttentionBackend
-from services.worker.batch import build_batch
+from services.worker.batch import Batch, build_batch
 from services.worker.download import download, mark
 from services.worker.engine_spec import EngineSpec
 from services.worker.launched import Launched, Marks
@@ -35,6 +36,7 @@ from shared.messages.step import EngineFault, RowInit, StepPlan, StepResult
 
 if TYPE_CHECKING:  # it needs Triton, which is not everywhere
     from services.worker.decode_program import DecodeProgram
+    from services.worker.mixed_program import MixedProgram
 
 _WARM_UP = "warm-up"
 _WARM_UP_TOKENS = 32
@@ -53,18 +55,22 @@ class Engine:
         sampler: Sampler | None,
         comm: Communicator,
         min_tokens: int,
-        program: DecodeProgram | None = None,
+        programs: tuple[DecodeProgram, MixedProgram] | None = None,
     ) -> None:
         """
         Args:
             sampler: on rank 0 only; the others receive its tokens.
             min_tokens: pad smaller forwards to this many tokens.
-            program: for steps without extends, where the attention backend can plan on the device.
+            programs: for steps without extends and for small steps with them, where the attention backend can plan
+                on the device.
         """
         self.spec, self.comm = spec, comm
         self.session, self.last_seq = "", -1
         self._model, self._rows, self._attention, self._sampler = model, rows, attention, sampler
-        self._min_tokens, self._program = min_tokens, program
+        self._min_tokens = min_tokens
+        self._decode_program: DecodeProgram | None
+        self._mixed_program: MixedProgram | None
+        self._decode_program, self._mixed_program = programs or (None, None)
         self._device = rows.last_token.device
         self._before = mark(self._device)
         self._lockstep = Lockstep(comm)
@@ -177,18 +183,17 @@ class Engine:
         begun = prepared = forwarded = mark(self._device)
         self._apply(work)
         sampled, prompt = None, None
-        if self._program is not None and len(work.decode_rows) and not len(work.ext_rows):
+        if self._decode_program is not None and len(work.decode_rows) and not len(work.ext_rows):
             prepared = mark(self._device)
-            hidden, index = self._program.run(work.decode_rows)
+            hidden, index = self._decode_program.run(work.decode_rows)
             logits = self._model.logits(hidden)
             forwarded = mark(self._device)
             sampled = self._sample(logits, work.decode_rows, index)
         elif len(work.ext_rows) or len(work.decode_rows):
-            batch = build_batch(work, self._rows, self._min_tokens)
-            attend = self._attention.prepare(batch)
+            batch, forward = self._arrange(work)
             self._advance(work)
             prepared = mark(self._device)
-            hidden = self._model.forward(batch.ids, batch.positions, attend)
+            hidden = forward()
             wanted = len(batch.sample_rows)
             logits = self._model.logits(hidden.index_select(0, batch.sample_at)) if wanted else None
             forwarded = mark(self._device)
@@ -208,6 +213,16 @@ class Engine:
         if len(work.page_rows):
             self._rows.append_pages(work.page_rows, work.page_starts, work.page_lens)
         self._decode_rows = work.decode_rows
+
+    def _arrange(self, work: Work) -> tuple[Batch, Callable[[], Tensor]]:
+        """The step's arrays, and what computes its hidden states."""
+        program = self._mixed_program
+        if program is not None and program.fits(work):
+            batch = program.load(work)
+            return batch, lambda: program.run(batch)
+        batch = build_batch(work, self._rows, self._min_tokens)
+        attend = self._attention.prepare(batch)
+        return batch, lambda: self._model.forward(batch.ids, batch.positions, attend)
 
     def _advance(self, work: Work) -> None:
         rows = self._rows

@@ -23,7 +23,10 @@ from services.worker.kv_pool import KvPool
 from services.worker.models.llama import Attend
 from services.worker.models.rope import QkNorm, Rotation
 from services.worker.rows import Rows
-from services.worker.upload import upload_all
+from services.worker.upload import upload, upload_all
+
+MIXED_ROWS_EXPECTED = 4
+"""Extend rows that a mixed step of fixed shape is tuned for."""
 
 
 class TritonAttention:
@@ -60,16 +63,63 @@ class TritonAttention:
         if len(decode_rows):
             for workspace in self.workspaces.values():
                 plan_split(workspace, decode_seen)
-            decode = _Decode(decode_rows, decode_seen, batch.num_extend_tokens)
+            first = batch.num_extend_tokens
+            decode = _Decode(decode_rows, decode_seen, slice(first, first + len(decode_rows)))
         parts = [part for part in (extend, decode) if part is not None]
         padded = batch.num_tokens > batch.num_extend_tokens + len(decode_rows)
         return _Step(self, batch.slots, parts, padded=padded)
+
+    def attend_mixed(self, plan: MixedPlan, slots: Tensor) -> Attend:
+        """A step planned on the device from `plan`, whose contents may change between replays of a graph.
+
+        Args:
+            slots: [T] int64, where keys and values go; T, and nothing else of the shape, is fixed.
+        """
+        group, tokens = self.num_q_heads // self.pool.num_kv_heads, len(slots)
+        config = extend_config(self.pool.head_dim, self.pool.dtype.itemsize, tokens * group // MIXED_ROWS_EXPECTED)
+        tiles = plan_extend(plan.ext_cu_q, tokens, group, config)
+        most = min(plan.max_decodes, tokens)
+        rows, seen, cu_q = plan.decode_rows[:most], plan.decode_seen[:most], plan.decode_cu_q[: most + 1]
+        for workspace in self.workspaces.values():
+            plan_split(workspace, seen, cu_q)
+        extend = _Extend(plan.ext_rows, plan.ext_seen, plan.ext_cu_q, tiles)
+        return _Step(self, slots, [extend, _Decode(rows, seen, slice(None), cu_q)], padded=True)
+
+    @property
+    def rows_together(self) -> int:
+        """Decode rows that the device works on at the same time, if all are equally long."""
+        return next(iter(self.workspaces.values())).num_workers
 
     def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor) -> Attend:
         """See `decode_program.DeviceAttention`."""
         for workspace in self.workspaces.values():
             plan_split(workspace, seq_lens)
-        return _Step(self, slots, [_Decode(rows, seq_lens, 0)], padded=False)
+        return _Step(self, slots, [_Decode(rows, seq_lens, slice(None))], padded=False)
+
+
+class MixedPlan:
+    """Which rows a mixed step has, on the device, in memory that stays. Unused rows have no queries and no tokens."""
+
+    def __init__(self, max_extends: int, max_decodes: int, device: torch.device) -> None:
+        sizes = [max_extends, max_extends, max_extends + 1, max_decodes, max_decodes, max_decodes + 1]
+        self.max_extends, self.max_decodes = max_extends, max_decodes
+        self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        parts = torch.split(self._all, sizes)
+        self.ext_rows, self.ext_seen, self.ext_cu_q = parts[:3]
+        self.decode_rows, self.decode_seen, self.decode_cu_q = parts[3:]
+
+    def set(self, batch: Batch) -> None:
+        """Describe a step with at most as many rows, in one copy."""
+        extends, decodes = self.max_extends - len(batch.ext_rows), self.max_decodes - len(batch.decode_rows)
+        ends = np.cumsum(batch.ext_lens)
+        decode_ends = batch.num_extend_tokens + np.arange(len(batch.decode_rows) + 1)
+        parts = [
+            np.pad(batch.ext_rows, (0, extends)), np.pad(batch.ext_starts + batch.ext_lens, (0, extends)),
+            np.pad(np.concatenate(([0], ends)), (0, extends), mode="edge"),
+            np.pad(batch.decode_rows, (0, decodes)), np.pad(batch.decode_lens, (0, decodes)),
+            np.pad(decode_ends, (0, decodes), mode="edge"),
+        ]  # fmt: skip
+        self._all.copy_(upload(np.concatenate(parts).astype(np.int32), self._all.device))
 
 
 class _Extend:
@@ -86,17 +136,21 @@ class _Extend:
 
 
 class _Decode:
-    """The decode rows of a step: one token each, from `first` on."""
+    """The decode rows of a step: one token each."""
 
-    def __init__(self, rows: Tensor, seq_lens: Tensor, first: int) -> None:
-        self._rows, self._seq_lens = rows, seq_lens
-        self._tokens = slice(first, first + len(rows))
+    def __init__(self, rows: Tensor, seq_lens: Tensor, tokens: slice, cu_q: Tensor | None = None) -> None:
+        """
+        Args:
+            tokens: where they are in the batch.
+            cu_q: [R + 1] int32, where each one is within `tokens`; None = one after the other.
+        """
+        self._rows, self._seq_lens, self._tokens, self._cu_q = rows, seq_lens, tokens, cu_q
 
     def __call__(self, to: TritonAttention, window: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         workspace: SplitWorkspace = to.workspaces[window]
         split_attention(
             q[self._tokens], k, v, to.page_table, self._rows, self._seq_lens, workspace, out[self._tokens],
-            page_size=to.pool.page_size, scale=to.scale,
+            page_size=to.pool.page_size, scale=to.scale, cu_q=self._cu_q,
         )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ import triton.language as tl
 from services.worker.kernels.device import INDEX_POINTERS
 
 TILES_PER_PROGRAM = 64
+LEAST_ROWS = 256
+"""One compilation serves all smaller numbers of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,9 @@ def plan_extend(cu_q: torch.Tensor, num_tokens: int, group: int, config: ExtendC
     max_tiles = max(1, triton.cdiv(num_tokens * group, config.block_m) + num_rows)
     buffer = torch.empty(2 * max_tiles + 1, dtype=torch.int32, device=cu_q.device)
     plan = ExtendPlan(config, max_tiles, buffer[:max_tiles], buffer[max_tiles:-1], buffer[-1:])
+    rows_block = triton.next_power_of_2(max(num_rows, LEAST_ROWS))
     _plan_extend_kernel[(triton.cdiv(max_tiles, TILES_PER_PROGRAM),)](
         cu_q, plan.tile_rows, plan.tile_firsts, plan.num_tiles, num_rows, max_tiles,
-        GROUP=group, BLOCK_M=config.block_m, ROWS=triton.next_power_of_2(max(num_rows, 1)), TILES=TILES_PER_PROGRAM,
-        num_warps=4,
+        GROUP=group, BLOCK_M=config.block_m, ROWS=rows_block, TILES=TILES_PER_PROGRAM, num_warps=4,
     )  # fmt: skip
     return plan

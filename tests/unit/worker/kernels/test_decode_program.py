@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from services.worker.decode_program import batch_sizes
+from services.worker.decode_program import DecodeProgram, batch_sizes, prefix_order
 from services.worker.engine import Engine
 from services.worker.kernels.decode_inputs import BLOCK, decode_inputs, decode_inputs_buffer
+from services.worker.rows import Rows
 from shared.messages.step import RowInit
 from tests.unit.worker.driver import Driver, Extend, make_engine
 
@@ -54,7 +55,21 @@ def test_sizes_rise_to_the_most_rows_and_waste_little(most: int) -> None:
     assert (sizes[0], sizes[-1]) == (1, most)
     for rows in range(1, most + 1):
         size = next(size for size in sizes if size >= rows)
-        assert size <= max(rows * 1.6, rows + 1)
+        assert size <= max(rows * 1.6, rows + 2)
+
+
+@pytest.mark.parametrize(("groups", "each", "together"), [(3, 4, 3), (16, 16, 49), (5, 1, 2), (7, 3, 100), (1, 9, 4)])
+def test_rows_with_a_common_prefix_are_attended_together(groups: int, each: int, together: int) -> None:
+    pages = np.random.default_rng().permutation(np.repeat(np.arange(groups), each) + 1)
+    order = prefix_order(pages, together)
+    assert sorted(order.tolist()) == list(range(len(pages)))
+    if len(pages) <= together or each == 1:
+        assert (np.diff(order) == 1).all()
+        return
+    turns = -(-len(pages) // together)
+    for turn in range(turns):  # what the workers, `turns` rows each, have in hand at the same time
+        at_once = pages[order[turn::turns]]
+        assert len(set(at_once.tolist())) <= -(-len(at_once) // each) + 2
 
 
 def engine(checkpoint: Checkpoint, backend: str, device: torch.device, **flags: Any) -> Engine:
@@ -62,6 +77,31 @@ def engine(checkpoint: Checkpoint, backend: str, device: torch.device, **flags: 
         checkpoint("qwen3")[0], device=device.type, attention_backend=backend, dtype="float32",
         max_running_requests=4, max_total_tokens=512, **flags,
     )  # fmt: skip
+
+
+class Echo:
+    """A model whose hidden states are its inputs, and an attention that works on two rows at a time."""
+
+    rows_together, name = 2, "echo"
+
+    def attend_decode(self, rows: torch.Tensor, seq_lens: torch.Tensor, slots: torch.Tensor) -> Any:
+        return None
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Any) -> torch.Tensor:
+        return torch.stack((ids, positions), dim=1)
+
+
+def test_rows_that_share_a_prefix_are_reordered_for_the_device_only(device: torch.device) -> None:
+    rows = Rows(8, 4, 16, device)
+    numbers = np.array([5, 0, 3, 7, 2, 6], np.int64)
+    rows.append_pages(numbers, np.array([9, 4, 9, 4, 9, 4]), np.ones(6, np.int64))
+    rows.seq_lens.put(numbers, numbers + 1)
+    rows.last_token.copy_(100 + torch.arange(8, device=device))
+    echo = Echo()
+    hidden, index = DecodeProgram(echo, echo, rows).run(numbers)  # type: ignore[arg-type]
+    assert index.tolist() == numbers.tolist()
+    assert hidden[:6].tolist() == [[100 + row, row + 1] for row in numbers.tolist()]
+    assert rows.lengths[numbers].tolist() == (numbers + 2).tolist()
 
 
 @pytest.mark.parametrize("page_size", [1, 16])

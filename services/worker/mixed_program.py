@@ -1,0 +1,79 @@
+"""Small steps with extends (chunks of prompts beside decode rows, forced runs) as programs of fixed size.
+
+Launching a forward kernel by kernel takes the host longer than a small one takes the device. A program has a fixed
+number of tokens; which rows they belong to is read on the device (`MixedPlan`), so one CUDA graph serves every mix.
+The host arranges the step as always (`batch.py`) and copies it into the program's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from services.worker.attention.triton_backend import MixedPlan, TritonAttention
+from services.worker.batch import Batch, build_batch
+from services.worker.models.registry import Model
+from services.worker.plan_check import Work
+from services.worker.rows import Rows
+
+SIZES = [*range(64, 512, 64), *range(512, 1024, 128), *range(1024, 2049, 256)]
+"""Tokens. Above them a step takes the device longer than its launches take the host."""
+MAX_EXTENDS = 64
+
+
+class MixedProgram:
+    """Keeps the inputs' and outputs' memory and the graphs; lives as long as the engine, used by its device thread."""
+
+    def __init__(self, model: Model, attention: TritonAttention, rows: Rows, most_tokens: int) -> None:
+        """
+        Args:
+            most_tokens: of any step; larger programs are not made.
+        """
+        self._model, self._attention, self._rows = model, attention, rows
+        device = rows.last_token.device
+        self._sizes = [size for size in SIZES if size < most_tokens + SIZES[0]]
+        self._ids, self._positions, self._slots = torch.zeros((3, self._sizes[-1]), dtype=torch.int64, device=device)
+        self._plan = MixedPlan(min(MAX_EXTENDS, rows.max_rows), rows.max_rows, device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._hidden: dict[int, Tensor] = {}
+
+    def capture(self) -> Iterator[tuple[int, int]]:
+        """Capture the graphs, the largest first, since they share memory; yields (how many are done, of how many)."""
+        pool = torch.cuda.graph_pool_handle()
+        for done, size in enumerate(reversed(self._sizes), 1):
+            self._forward(size)  # compiles kernels, chooses matrix algorithms
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._hidden[size] = self._forward(size)
+            self._graphs[size] = graph
+            yield done, len(self._sizes)
+
+    def fits(self, work: Work) -> bool:
+        """Whether a step is small enough."""
+        tokens = len(work.ext_tokens) + len(work.decode_rows)
+        return tokens <= self._sizes[-1] and len(work.ext_rows) <= self._plan.max_extends
+
+    def load(self, work: Work) -> Batch:
+        """Arrange a step that fits, and copy it into the program's memory."""
+        tokens = len(work.ext_tokens) + len(work.decode_rows)
+        size = next(size for size in self._sizes if size >= tokens)
+        batch = build_batch(work, self._rows, size, min_samples=1)
+        for into, values in ((self._ids, batch.ids), (self._positions, batch.positions), (self._slots, batch.slots)):
+            into[:size].copy_(values)
+        self._plan.set(batch)
+        return batch
+
+    def run(self, batch: Batch) -> Tensor:
+        """Hidden states [T, hidden] of the step that was loaded, valid until the next run."""
+        size = batch.num_tokens
+        if size not in self._graphs:
+            return self._forward(size)
+        self._graphs[size].replay()
+        return self._hidden[size]
+
+    def _forward(self, size: int) -> Tensor:
+        attend = self._attention.attend_mixed(self._plan, self._slots[:size])
+        return self._model.forward(self._ids[:size], self._positions[:size], attend)
