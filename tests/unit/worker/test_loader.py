@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.worker.loader import canonical
+from services.worker.checkpoint_names import canonical
 from services.worker.models.registry import attention_windows
 from shared.errors import ConfigError
 from shared.messages.step import RowInit
