@@ -64,7 +64,8 @@ def build_engine(config: WorkerConfig, instance_id: str) -> Engine:
     )  # fmt: skip
     engine = Engine(
         spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
-        min_tokens=min_rows(device, dtype),
+        # Padding would go to experts too, and read more weights than fuller products save.
+        min_tokens=min_rows(device, dtype) if model_config.moe is None else 1,
     )  # fmt: skip
     engine.warm_up()
     return engine

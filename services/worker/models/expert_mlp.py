@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from services.worker.models.experts import Experts, RunExperts
 from services.worker.models.mlp import GatedMlp, Mlp
-from services.worker.models.ops import Experts
 from services.worker.models.place import Place
 from services.worker.models.weights import ALL, Target, under, whole
 from shared.model_config import ModelConfig
@@ -25,14 +25,16 @@ class ExpertMlp:
         self._ops = place.ops
         width = self._columns.stop - self._columns.start
         self._router = place.linear(hidden, moe.num_experts)
-        self._experts = Experts(
+        self._experts: Experts | None = Experts(
             gate_up=place.empty(moe.num_experts, 2 * width, hidden),
             down=place.empty(moe.num_experts, hidden, width),
             top_k=moe.top_k,
             renormalize=moe.renormalize,
         )
+        self._run: RunExperts | None = None
 
     def targets(self) -> dict[str, Target]:
+        assert self._experts is not None, "packed already"
         out = {"gate.weight": whole(self._router.weight)}
         for index, (gate_up, down) in enumerate(zip(self._experts.gate_up, self._experts.down, strict=True)):
             (hidden, _), (gate, up) = down.shape, gate_up.chunk(2)
@@ -46,10 +48,13 @@ class ExpertMlp:
         return out
 
     def pack(self) -> None:
+        assert self._experts is not None, "packed already"
         self._router.pack()
+        self._run, self._experts = self._ops.run_experts(self._experts), None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._ops.expert_mlp(x, self._router(x), self._experts)
+        assert self._run is not None, "not packed yet"
+        return self._run(x, self._router(x))
 
 
 class SharedExpertMlp:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.worker.models.expert_mlp import layer_mlp
+from services.worker.models.linear import Linear
 from services.worker.models.mlp import Mlp
 from services.worker.models.place import Place
 from services.worker.models.rope import QkNorm, Rotary, Rotation
@@ -44,9 +45,7 @@ class LlamaModel:
         self._layers = [
             _Layer(config, place, layer_mlp(config, i, place), qk_norm=qk_norm) for i in range(config.num_layers)
         ]
-        self._head = place.linear(config.hidden_size, vocab)
-        if config.tie_embeddings:
-            self._head.weight = self._embed
+        self._head = Linear(self._embed) if config.tie_embeddings else place.linear(config.hidden_size, vocab)
 
     def targets(self) -> dict[str, Target]:
         """Checkpoint names (`checkpoint_names.py`) to memory."""

@@ -24,7 +24,7 @@ class Place:
 
     def linear(self, in_features: int, out_features: int, *, bias: bool = False) -> Linear:
         """An unloaded product."""
-        return Linear(in_features, out_features, bias=bias, dtype=self.dtype, device=self.device)
+        return Linear(self.empty(out_features, in_features), self.empty(out_features) if bias else None)
 
     def empty(self, *shape: int) -> Tensor:
         """An unloaded weight."""

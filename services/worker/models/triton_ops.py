@@ -8,7 +8,7 @@ from services.worker.kernels.expert_mlp import expert_mlp
 from services.worker.kernels.expert_routing import route
 from services.worker.kernels.rms_norm import add_rms_norm, rms_norm
 from services.worker.kernels.silu_and_mul import silu_and_mul
-from services.worker.models.ops import Experts
+from services.worker.models.experts import Experts, RunExperts
 
 
 class TritonOps:
@@ -23,6 +23,9 @@ class TritonOps:
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return silu_and_mul(gate_up)
 
-    def expert_mlp(self, x: Tensor, router_logits: Tensor, experts: Experts) -> Tensor:
-        weights, chosen = route(router_logits, experts.top_k, renormalize=experts.renormalize)
-        return expert_mlp(x, experts.gate_up, experts.down, weights, chosen)
+    def run_experts(self, experts: Experts) -> RunExperts:
+        def run(x: Tensor, router_logits: Tensor) -> Tensor:
+            weights, chosen = route(router_logits, experts.top_k, renormalize=experts.renormalize)
+            return expert_mlp(x, experts.gate_up, experts.down, weights, chosen)
+
+        return run

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from services.worker.kernels.reference import experts as reference
-from services.worker.models.ops import Experts, LayerOps, TorchOps
+from services.worker.models.experts import Experts
+from services.worker.models.ops import LayerOps, TorchOps
 from services.worker.models.triton_ops import TritonOps
 from tests.unit.worker.kernels.closeness import MATMUL_DTYPES, POISON, assert_close
 
@@ -44,7 +45,7 @@ def test_experts_equal_the_reference(
     logits = torch.randn(tokens, num_experts, device=device)
     weights, chosen = reference.route(logits.double(), top_k, renormalize)
     want = reference.expert_mlp(x.double(), experts.gate_up, experts.down, weights, chosen)
-    assert_close(ops.expert_mlp(x, logits, experts), want)
+    assert_close(ops.run_experts(experts)(x, logits), want)
 
 
 @pytest.mark.parametrize("ops", OPS, ids=["torch", "triton"])
@@ -54,4 +55,4 @@ def test_experts_that_no_token_goes_to_are_not_computed(ops: LayerOps, device: t
         weight[[1, 4]] = POISON
     logits = torch.randn(9, 5, device=device)
     logits[:, [1, 4]] = -100.0
-    assert torch.isfinite(ops.expert_mlp(torch.randn(9, 24, device=device), logits, experts)).all()
+    assert torch.isfinite(ops.run_experts(experts)(torch.randn(9, 24, device=device), logits)).all()
