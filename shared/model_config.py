@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from shared.errors import ConfigError
+from shared.moe_config import MoeConfig, moe_config
 from shared.sampling import NEUTRAL, SamplingParams
 
 
@@ -55,6 +56,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     sampling_defaults: SamplingParams
+    moe: MoeConfig | None
+    """None: every layer is dense."""
     raw: dict[str, Any]
     """config.json as it is, for families with fields of their own."""
 
@@ -86,7 +89,7 @@ def _build(raw: dict[str, Any], generation: dict[str, Any], context_length: int 
     if context_length is not None and not 0 < context_length <= longest:
         raise ConfigError(f"--context-length {context_length} must be in 1..{longest}, what the model was trained for")
     model_type = raw["model_type"]
-    qwen2 = model_type == "qwen2"
+    qwen2 = model_type in ("qwen2", "qwen2_moe")
     use_window = bool(raw.get("use_sliding_window", not model_type.startswith("qwen")))
     eos = generation.get("eos_token_id")
     eos = raw.get("eos_token_id") if eos is None else eos
@@ -104,7 +107,7 @@ def _build(raw: dict[str, Any], generation: dict[str, Any], context_length: int 
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope=_rope(raw),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=bool(raw.get("attention_bias", qwen2)),
+        attention_bias=bool(raw.get("attention_bias", raw.get("qkv_bias", qwen2))),
         attention_out_bias=bool(raw.get("attention_bias", False)) and not qwen2,
         mlp_bias=bool(raw.get("mlp_bias", False)),
         hidden_act=raw.get("hidden_act", "silu"),
@@ -113,6 +116,7 @@ def _build(raw: dict[str, Any], generation: dict[str, Any], context_length: int 
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
         bos_token_id=raw.get("bos_token_id"),
         sampling_defaults=_sampling_defaults(generation),
+        moe=moe_config(raw),
         raw=raw,
     )
 

@@ -81,7 +81,8 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     programs = _programs(model, attention, rows, prefill_tokens)
     engine = Engine(
         spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
-        min_tokens=min_rows(device, dtype), programs=programs,
+        # Padding would go to experts too, and read more weights than fuller products save.
+        min_tokens=min_rows(device, dtype) if model_config.moe is None else 1, programs=programs,
     )  # fmt: skip
     engine.warm_up()
     if programs is not None and device.type == "cuda" and comm.size == 1 and not config.disable_cuda_graph:

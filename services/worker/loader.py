@@ -10,16 +10,17 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 
+from services.worker.checkpoint_names import pieces
 from services.worker.models.weights import Target
 from shared.errors import ConfigError
 
 _INDEX = "model.safetensors.index.json"
-_PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.)")
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|self_attn\.masked_bias$|self_attn\.bias$")
 """Computed tensors that old checkpoints carry."""
 _SHOWN = 5
@@ -30,36 +31,58 @@ def load_checkpoint(folder: str | Path, targets: Mapping[str, Target], *, tied: 
     """Read every target from the checkpoint in `folder`.
 
     Args:
-        targets: by canonical name (`canonical`).
+        targets: by canonical name (`checkpoint_names.py`).
         tied: the output head is the embedding; a copy of it in the files is skipped.
 
     Raises:
         ConfigError: no files, unreadable files, or tensors that are missing, unexpected or of a wrong shape.
     """
-    seen: set[str] = set()
-    unexpected: list[str] = []
-    misshapen: list[str] = []
+    loading = _Loading(targets, tied)
     for path in weight_files(Path(folder)):
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                    name = canonical(key)
-                    target = targets.get(name)
-                    if target is None:
-                        if not (_DERIVED.search(name) or (tied and name == "lm_head.weight")):
-                            unexpected.append(key)
-                        continue
-                    seen.add(name)
-                    part = file.get_slice(key)
-                    shape = tuple(part.get_shape())
-                    if shape == target.shape:
-                        target.into.copy_(part[target.take])
-                    else:
-                        misshapen.append(f"{key} is {list(shape)}, config.json wants {list(target.shape)}")
+                    loading.read(key, file.get_slice(key))
         except (SafetensorError, OSError) as fault:
             raise ConfigError(f"{path} cannot be read: {fault}; download it again") from fault
-    missing = [name for name in targets if name not in seen]
-    _complain(folder, {"missing": missing, "unexpected": unexpected, "of a wrong shape": misshapen})
+    loading.finish(folder)
+
+
+class _Loading:
+    """One run of `load_checkpoint`: what is filled so far, and what does not fit."""
+
+    def __init__(self, targets: Mapping[str, Target], tied: bool) -> None:
+        self._targets, self._tied = targets, tied
+        self._seen: set[str] = set()
+        self._unexpected: list[str] = []
+        self._misshapen: list[str] = []
+
+    def read(self, key: str, tensor: Any) -> None:
+        """Copy what this rank takes of a file's tensor, given as its lazy slice."""
+        for piece in pieces(key, tuple(tensor.get_shape())):
+            target = self._targets.get(piece.name)
+            if target is None:
+                if not (_DERIVED.search(piece.name) or (self._tied and piece.name == "lm_head.weight")):
+                    self._unexpected.append(piece.name)
+                continue
+            self._seen.add(piece.name)
+            if piece.shape == target.shape:
+                target.into.copy_(tensor[piece.index(target.take)])
+            else:
+                want = list(target.shape)
+                self._misshapen.append(f"{piece.name} is {list(piece.shape)}, config.json wants {want}")
+
+    def finish(self, folder: str | Path) -> None:
+        """Complain of everything that did not fit."""
+        missing = [name for name in self._targets if name not in self._seen]
+        faults = {"missing": missing, "unexpected": self._unexpected, "of a wrong shape": self._misshapen}
+        lines = [
+            f"{len(names)} tensors are {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+            for kind, names in faults.items()
+            if names
+        ]
+        if lines:
+            raise ConfigError(f"the weights in {folder} do not fit its config.json: {'; '.join(lines)}")
 
 
 def load_dummy(targets: Mapping[str, Target]) -> None:
@@ -72,11 +95,6 @@ def load_dummy(targets: Mapping[str, Target]) -> None:
         generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
         values = torch.empty(target.shape, device=device).normal_(0.0, DUMMY_SCALE, generator=generator)
         target.into.copy_(values[target.take].add_(1.0 if target.is_norm else 0.0))
-
-
-def canonical(key: str) -> str:
-    """One spelling for what transformers has called a tensor over the years: no leading "model." and the like."""
-    return _PREFIX.sub("", key)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -101,13 +119,3 @@ def weight_files(folder: Path) -> list[Path]:
         hint = " (only .bin files: convert them)" if any(folder.glob("*.bin")) else ""
         raise ConfigError(f"{folder} has no .safetensors file{hint}: check --model-path or use --load-format dummy")
     return files
-
-
-def _complain(folder: str | Path, faults: dict[str, list[str]]) -> None:
-    lines = [
-        f"{len(names)} tensors are {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-        for kind, names in faults.items()
-        if names
-    ]
-    if lines:
-        raise ConfigError(f"the weights in {folder} do not fit its config.json: {'; '.join(lines)}")

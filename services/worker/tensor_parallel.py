@@ -129,11 +129,12 @@ def part(total: int, size: int, rank: int) -> slice:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one rank holds of a model: ranges of heads, MLP columns and vocabulary."""
+    """What one rank holds of a model: ranges of heads, vocabulary and MLP columns."""
 
+    rank: int
+    size: int
     q_heads: slice
     kv_heads: slice
-    mlp: slice
     vocab: slice
     vocab_widths: list[int]
     """Vocabulary columns of every rank."""
@@ -145,6 +146,10 @@ class Shard:
     @property
     def num_kv_heads(self) -> int:
         return int(self.kv_heads.stop - self.kv_heads.start)
+
+    def columns(self, total: int) -> slice:
+        """The rank's columns of an MLP that has `total`, dense or one expert's."""
+        return part(total, self.size, self.rank)
 
 
 def shard_model(config: ModelConfig, size: int, rank: int) -> Shard:
@@ -170,9 +175,10 @@ def shard_model(config: ModelConfig, size: int, rank: int) -> Shard:
         q = part(heads, size, rank)
     vocab = [part(config.vocab_size, size, r) for r in range(size)]
     return Shard(
+        rank=rank,
+        size=size,
         q_heads=q,
         kv_heads=kv,
-        mlp=part(config.intermediate_size, size, rank),
         vocab=vocab[rank],
         vocab_widths=[v.stop - v.start for v in vocab],
     )

@@ -9,11 +9,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from services.scheduler.config import SchedulerConfig
 from services.worker.build import build_engine
@@ -34,13 +44,23 @@ SHAPE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+MODELS: dict[str, Callable[[], torch.nn.Module]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4)),
+    "qwen3-moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(
+        **SHAPE, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32, norm_topk_prob=True,
+        mlp_only_layers=[1])),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     torch.set_num_threads(1)
     torch.manual_seed(11)
-    hf = LlamaForCausalLM(LlamaConfig(**SHAPE)) if request.param == "llama" else Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+    hf = MODELS[request.param]()
     for parameter in hf.parameters():  # spread the logits: a random model must not decide by rounding
-        if parameter.dim() == 2:
+        if parameter.dim() >= 2:
             torch.nn.init.normal_(parameter, std=0.15)
     folder = tmp_path_factory.mktemp(request.param)
     hf.eval().save_pretrained(folder)
@@ -106,12 +126,12 @@ def test_tokens_are_those_of_transformers_alone_and_together_cold_and_warm(
     driver = _driver(model[0], page_size, chunk, depth, pool_tokens=4096)
     alone = []
     for prompt, _ in wanted:
-        alone.append(driver.submit(prompt, NEW_TOKENS, sampling=GREEDY))
+        alone.append(driver.submit(prompt, NEW_TOKENS, sampling=GREEDY, ignore_eos=True))
         driver.run()
-    warm = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY) for prompt, _ in wanted]
+    warm = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY, ignore_eos=True) for prompt, _ in wanted]
     driver.run()
     driver.scheduler.flush()
-    cold = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY) for prompt, _ in wanted]
+    cold = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY, ignore_eos=True) for prompt, _ in wanted]
     driver.run()
     driver.check()
     for handles in (alone, warm, cold):
@@ -125,7 +145,7 @@ def test_tokens_are_the_same_when_a_tiny_pool_forces_retractions(
 ) -> None:
     driver = _driver(model[0], page_size, 64, 2, pool_tokens=512)
     driver.scheduler.engines[driver.info.engine_id].budget.ratio = 0.0
-    handles = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY) for prompt, _ in wanted]
+    handles = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY, ignore_eos=True) for prompt, _ in wanted]
     driver.run()
     driver.check()
     assert driver.scheduler.totals.retractions > 0

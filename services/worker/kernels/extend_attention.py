@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.extend_plan import ExtendPlan
-from services.worker.kernels.split_attention import LOG2_E, MASKED
+from services.worker.kernels.paged_tiles import LOG2_E, MASKED, load_heads, slots_of
 
 
 @triton.jit
@@ -40,19 +40,14 @@ def _attend_blocks(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Online softmax over KV tokens [first, stop), whole blocks."""
     column = tl.arange(0, BLOCK_N)
-    dim = tl.arange(0, BLOCK_D)
+    dim_inside = tl.arange(0, BLOCK_D) < HEAD_DIM
     for block in range(first, stop, BLOCK_N):
         token = block + column
         stored = token
         if MASK:
             stored = tl.minimum(token, seq_len - 1)  # never a foreign or unwritten slot: 0 * NaN is NaN
-        page = tl.load(table + stored // PAGE_SIZE).to(tl.int64)
-        slot = page * PAGE_SIZE + stored % PAGE_SIZE
-        k_at = k_base + slot[None, :] * pool_stride
-        if BLOCK_D == HEAD_DIM:
-            k_tile = tl.load(k_at)
-        else:
-            k_tile = tl.load(k_at, mask=(dim < HEAD_DIM)[:, None], other=0.0)
+        slot = slots_of(table, stored, PAGE_SIZE)
+        k_tile = load_heads(k_base + slot[None, :] * pool_stride, dim_inside[:, None], BLOCK_D == HEAD_DIM)
         scores = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION)
         if MASK:
             seen = token[None, :] <= last_seen[:, None]
@@ -64,11 +59,7 @@ def _attend_blocks(
         fade = tl.exp2((peak - new_peak) * scale_log2)
         total = total * fade + tl.sum(weight, axis=1)
         acc = acc * fade[:, None]
-        v_at = v_base + slot[:, None] * pool_stride
-        if BLOCK_D == HEAD_DIM:
-            v_tile = tl.load(v_at)
-        else:
-            v_tile = tl.load(v_at, mask=(dim < HEAD_DIM)[None, :], other=0.0)
+        v_tile = load_heads(v_base + slot[:, None] * pool_stride, dim_inside[None, :], BLOCK_D == HEAD_DIM)
         acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
         peak = new_peak
     return acc, peak, total

@@ -12,11 +12,9 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.device import INDEX_POINTERS
+from services.worker.kernels.paged_tiles import LOG2_E, MASKED, load_heads, slots_of
 from services.worker.kernels.split_plan import SplitWorkspace
 
-MASKED = tl.constexpr(-1.0e30)
-"""Finite, so that a fully masked line cannot make NaN: its weight underflows to 0 in the next rescale or merge."""
-LOG2_E = 1.4426950408889634
 PARTIALS_PER_STEP = 32
 
 
@@ -95,13 +93,8 @@ def _split_attention_kernel(
             for block in range(begin - row_begin, stop - row_begin):
                 token = first_token + block * BLOCK_N + column
                 stored = tl.minimum(token, seq_len - 1)  # never a foreign or unwritten slot: 0 * NaN is NaN
-                page = tl.load(table + stored // PAGE_SIZE).to(tl.int64)
-                slot = page * PAGE_SIZE + stored % PAGE_SIZE
-                k_at = k_base + slot[None, :] * pool_stride
-                if BLOCK_D == HEAD_DIM:
-                    k_tile = tl.load(k_at)
-                else:
-                    k_tile = tl.load(k_at, mask=dim_inside[:, None], other=0.0)
+                slot = slots_of(table, stored, PAGE_SIZE)
+                k_tile = load_heads(k_base + slot[None, :] * pool_stride, dim_inside[:, None], BLOCK_D == HEAD_DIM)
                 scores = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION) * scale_log2
                 seen = token[None, :] <= last_seen[:, None]
                 if WINDOW > 0:
@@ -112,11 +105,7 @@ def _split_attention_kernel(
                 fade = tl.exp2(peak - new_peak)
                 total = total * fade + tl.sum(weight, axis=1)
                 peak = new_peak
-                v_at = v_base + slot[:, None] * pool_stride
-                if BLOCK_D == HEAD_DIM:
-                    v_tile = tl.load(v_at)
-                else:
-                    v_tile = tl.load(v_at, mask=dim_inside[None, :], other=0.0)
+                v_tile = load_heads(v_base + slot[:, None] * pool_stride, dim_inside[None, :], BLOCK_D == HEAD_DIM)
                 acc = acc * fade[:, None]
                 acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
             acc = acc * (v_scale / total)[:, None]

@@ -18,13 +18,11 @@ PACKED_MIN_ROWS = 4
 
 
 class Linear:
-    """y = x W^T + b. `weight` is [out, in]; after `pack` it is opaque and only `__call__` may use it."""
+    """y = x W^T + b. After `pack` the weight is opaque and only `__call__` may use it."""
 
-    def __init__(
-        self, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.weight = torch.empty((out_features, in_features), dtype=dtype, device=device)
-        self.bias = torch.zeros(out_features, dtype=dtype, device=device) if bias else None
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """weight: [out, in], possibly a part of a larger tensor; bias: [out]"""
+        self.weight, self.bias = weight, bias
         self._packed = False
 
     def pack(self) -> None:

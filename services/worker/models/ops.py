@@ -11,6 +11,8 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from services.worker.models.experts import Experts, GroupedExperts, RunExperts
+
 
 class LayerOps(Protocol):
     """Stateless. Called by model files."""
@@ -20,6 +22,9 @@ class LayerOps(Protocol):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up of [T, 2 * I], gate first: [T, I]"""
+
+    def run_experts(self, experts: Experts) -> RunExperts:
+        """What computes `experts`, which are loaded and become its own: it may keep them in another layout."""
 
 
 class TorchOps:
@@ -33,6 +38,9 @@ class TorchOps:
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=1)
         return F.silu(gate).mul_(up)
+
+    def run_experts(self, experts: Experts) -> RunExperts:
+        return GroupedExperts(experts)
 
 
 def layer_ops(backend: str) -> LayerOps:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from services.worker.models.llama import Attend, LlamaModel
 from services.worker.models.ops import LayerOps
+from services.worker.models.place import Place
 from services.worker.models.weights import Target
 from services.worker.tensor_parallel import Communicator, Shard
 from shared.errors import ConfigError
@@ -26,11 +27,15 @@ class Model(Protocol):
     def logits(self, hidden: Tensor) -> Tensor | None: ...
 
 
-_BUILDERS: dict[str, Callable[..., Model]] = {
+_WITH_QK_NORM = functools.partial(LlamaModel, qk_norm=True)
+_BUILDERS: dict[str, Callable[[ModelConfig, Place], Model]] = {
     "LlamaForCausalLM": LlamaModel,
     "MistralForCausalLM": LlamaModel,
+    "MixtralForCausalLM": LlamaModel,
     "Qwen2ForCausalLM": LlamaModel,
-    "Qwen3ForCausalLM": functools.partial(LlamaModel, qk_norm=True),
+    "Qwen2MoeForCausalLM": LlamaModel,
+    "Qwen3ForCausalLM": _WITH_QK_NORM,
+    "Qwen3MoeForCausalLM": _WITH_QK_NORM,
 }
 
 
@@ -45,7 +50,7 @@ def build_model(
     builder = _BUILDERS.get(config.architecture)
     if builder is None:
         raise ConfigError(f"architecture {config.architecture!r} is not supported: use one of {', '.join(_BUILDERS)}")
-    return builder(config, shard, comm, ops, dtype=dtype, device=device)
+    return builder(config, Place(shard, comm, ops, dtype, device))
 
 
 def attention_windows(config: ModelConfig) -> list[int | None]:

@@ -13,10 +13,16 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     set_seed,
 )
 
@@ -49,6 +55,16 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen2-window": (Qwen2Config, Qwen2ForCausalLM, {
         "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
+    "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen2-moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM, {
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 2,
+        "shared_expert_intermediate_size": 40}),
+    "qwen3-moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {
+        "head_dim": 16, "num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+        "norm_topk_prob": True}),
+    "qwen3-moe-unnormed": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {
+        "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 36,
+        "mlp_only_layers": [1]}),
 }  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from services.worker.loader import canonical
+from services.worker.checkpoint_names import canonical
 from services.worker.models.registry import attention_windows
 from shared.errors import ConfigError
 from shared.messages.step import RowInit
@@ -70,6 +71,39 @@ def test_derived_and_tied_tensors_in_the_files_are_skipped(llama: tuple[Path, An
         return weights | extra
 
     assert tokens_of(rewritten(llama[0], tmp_path / "more", add)) == tokens_of(llama[0])
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2-moe", "qwen3-moe-unnormed"])
+def test_experts_one_by_one_and_stacked_give_the_same_tokens(
+    checkpoint: Callable[[str], tuple[Path, Any]], tmp_path: Path, family: str
+) -> None:
+    path, model = checkpoint(family)
+    model.save_pretrained(tmp_path / "single", save_original_format=True)
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    names = [set(load_file(tmp_path / layout / "model.safetensors")) for layout in ("single", "stacked")]
+    assert [sum("experts.0." in name for name in layout) > 0 for layout in names] == [True, False]
+    assert tokens_of(tmp_path / "single") == tokens_of(tmp_path / "stacked") == tokens_of(path)
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "message"),
+    [(4, r"\d+ tensors are missing: layers.0.mlp.experts.4"), (6, "unexpected: layers.0.mlp.experts.5")],
+)
+def test_a_number_of_experts_that_is_not_the_configurations_is_named(
+    checkpoint: Callable[[str], tuple[Path, Any]], tmp_path: Path, num_experts: int, message: str
+) -> None:
+    def resize(weights: dict[str, Any]) -> dict[str, Any]:
+        return {k: v[:1].repeat(num_experts, 1, 1) if ".experts." in k else v for k, v in weights.items()}
+
+    _, model = checkpoint("mixtral")
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    with pytest.raises(ConfigError, match=message):
+        make_engine(rewritten(tmp_path / "stacked", tmp_path / "bad", resize))
+
+
+def test_dummy_weights_fill_experts_too(checkpoint: Callable[[str], tuple[Path, Any]], tmp_path: Path) -> None:
+    shutil.copy(checkpoint("qwen2-moe")[0] / "config.json", tmp_path)
+    assert tokens_of(tmp_path, load_format="dummy") == tokens_of(tmp_path, load_format="dummy")
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,11 @@ def test_a_chunked_prompt_has_the_distributions_of_transformers(
     ids = prompt(75)
     ours = every_logprob(Driver(make_engine(path, page_size=page_size)), ids, chunk=29)
     theirs = reference_logprobs(model, ids)[:-1].numpy()
-    assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-3
+    assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-5
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
-@pytest.mark.parametrize("family", ["llama-llama3", "mistral-window", "qwen3"])
+@pytest.mark.parametrize("family", ["llama-llama3", "mistral-window", "qwen3", "mixtral", "qwen2-moe", "qwen3-moe"])
 def test_ragged_rows_that_join_one_by_one_decode_as_transformers_generates(
     checkpoint: Checkpoints, family: str, page_size: int
 ) -> None:

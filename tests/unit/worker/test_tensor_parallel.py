@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, set_seed
 
 from services.worker.lockstep import GroupBroken, Lockstep
 from services.worker.tensor_parallel import Alone
@@ -72,6 +72,26 @@ def test_ranks_compute_what_one_rank_computes(tmp_path: Path, changes: dict[str,
     plans, alone = script(path)
     with Ranks(path, 2) as ranks:
         assert len(set(ranks.num_pages)) == 1
+        assert ranks.tokens(plans) == alone
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_ranks_share_every_expert(tmp_path: Path, stacked: bool) -> None:
+    """Of 37 columns the ranks have 18 and 19."""
+    set_seed(3)
+    shape = {**SHAPE, "intermediate_size": 37, "num_local_experts": 5, "num_experts_per_tok": 2}
+    MixtralForCausalLM(MixtralConfig(**shape)).save_pretrained(tmp_path, save_original_format=not stacked)
+    plans, alone = script(tmp_path)
+    with Ranks(tmp_path, 2) as ranks:
+        assert ranks.tokens(plans) == alone
+
+
+def test_ranks_share_dense_layers_and_the_expert_that_all_tokens_go_to(
+    checkpoint: Callable[[str], tuple[Path, Any]],
+) -> None:
+    path, _ = checkpoint("qwen2-moe")
+    plans, alone = script(path)
+    with Ranks(path, 2) as ranks:
         assert ranks.tokens(plans) == alone
 
 

@@ -95,10 +95,11 @@ def test_the_triton_backend_equals_the_torch_backend(
         assert_close(ours.layers[layer][page_size:], theirs.layers[layer][page_size:])
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-moe"])
 def test_an_engine_on_kernels_generates_what_one_on_operators_does(
-    checkpoint: Callable[[str], tuple[Path, Any]], device: torch.device
+    checkpoint: Callable[[str], tuple[Path, Any]], family: str, device: torch.device
 ) -> None:
-    path, _ = checkpoint("qwen3")
+    path, _ = checkpoint(family)
     prompts = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22]]
     flags = {"device": device.type, "dtype": "float32", "max_running_requests": 2, "max_total_tokens": 256}
     ours, theirs = (

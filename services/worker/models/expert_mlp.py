@@ -1,0 +1,86 @@
+"""Mixture of experts in place of a dense MLP, with or without an expert that all tokens share.
+
+Of every expert a rank holds its columns, as of a dense MLP: all ranks compute for all tokens and their outputs add up.
+The router is whole on every rank, so all of them choose the same experts. Called by `llama.py`, for layers that
+`ModelConfig.moe` names.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from services.worker.models.experts import Experts, RunExperts
+from services.worker.models.mlp import GatedMlp, Mlp
+from services.worker.models.place import Place
+from services.worker.models.weights import ALL, Target, under, whole
+from shared.model_config import ModelConfig
+from shared.moe_config import MoeConfig
+
+
+class ExpertMlp:
+    """A router and the experts that it chooses from: Mixtral, Qwen3-MoE."""
+
+    def __init__(self, hidden: int, moe: MoeConfig, place: Place) -> None:
+        self._full, self._columns = moe.intermediate_size, place.shard.columns(moe.intermediate_size)
+        self._ops = place.ops
+        width = self._columns.stop - self._columns.start
+        self._router = place.linear(hidden, moe.num_experts)
+        self._experts: Experts | None = Experts(
+            gate_up=place.empty(moe.num_experts, 2 * width, hidden),
+            down=place.empty(moe.num_experts, hidden, width),
+            top_k=moe.top_k,
+            renormalize=moe.renormalize,
+        )
+        self._run: RunExperts | None = None
+
+    def targets(self) -> dict[str, Target]:
+        assert self._experts is not None, "packed already"
+        out = {"gate.weight": whole(self._router.weight)}
+        for index, (gate_up, down) in enumerate(zip(self._experts.gate_up, self._experts.down, strict=True)):
+            (hidden, _), (gate, up) = down.shape, gate_up.chunk(2)
+            columns = (self._full, hidden), (self._columns, ALL)
+            expert = {
+                "gate_proj.weight": Target(gate, *columns),
+                "up_proj.weight": Target(up, *columns),
+                "down_proj.weight": Target(down, (hidden, self._full), (ALL, self._columns)),
+            }
+            out |= under(f"experts.{index}", expert)
+        return out
+
+    def pack(self) -> None:
+        assert self._experts is not None, "packed already"
+        self._router.pack()
+        self._run, self._experts = self._ops.run_experts(self._experts), None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert self._run is not None, "not packed yet"
+        return self._run(x, self._router(x))
+
+
+class SharedExpertMlp:
+    """Experts, and one more that every token goes to, weighted by a gate of its own: Qwen2-MoE."""
+
+    def __init__(self, hidden: int, moe: MoeConfig, place: Place) -> None:
+        self._routed = ExpertMlp(hidden, moe, place)
+        self._shared = GatedMlp(hidden, moe.shared_intermediate_size, place)
+        self._gate = place.linear(hidden, 1)
+
+    def targets(self) -> dict[str, Target]:
+        gate = {"shared_expert_gate.weight": whole(self._gate.weight)}
+        return self._routed.targets() | under("shared_expert", self._shared.targets()) | gate
+
+    def pack(self) -> None:
+        self._routed.pack()
+        self._shared.pack()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shared = self._shared(x).mul_(self._gate(x).sigmoid_())
+        return self._routed(x).add_(shared)
+
+
+def layer_mlp(config: ModelConfig, layer: int, place: Place) -> Mlp:
+    """What `config` puts into `layer`."""
+    hidden, moe = config.hidden_size, config.moe
+    if moe is None or layer not in moe.layers:
+        return GatedMlp(hidden, config.intermediate_size, place, bias=config.mlp_bias)
+    return SharedExpertMlp(hidden, moe, place) if moe.shared_intermediate_size else ExpertMlp(hidden, moe, place)

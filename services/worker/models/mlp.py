@@ -1,0 +1,53 @@
+"""The part of a decoder layer after attention: what all kinds of it have in common, and the dense one.
+
+`llama.py` puts a `Mlp` into each layer without knowing which kind; the sparse kinds are in `expert_mlp.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from services.worker.models.place import Place
+from services.worker.models.weights import Target, column_targets, row_targets
+
+
+class Mlp(Protocol):
+    """Weights and arithmetic of one rank. What the ranks return adds up: the caller sums over them, once."""
+
+    def targets(self) -> dict[str, Target]:
+        """Names inside the MLP to memory."""
+
+    def pack(self) -> None:
+        """Bring weights into their final layout. Call once, after loading."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, hidden] -> [T, hidden], this rank's share of the sum"""
+
+
+class GatedMlp:
+    """down(silu(gate(x)) * up(x)); gate and up are one product."""
+
+    def __init__(self, hidden: int, intermediate: int, place: Place, *, bias: bool = False) -> None:
+        self._full, self._columns = intermediate, place.shard.columns(intermediate)
+        self._ops, self._rank = place.ops, place.shard.rank
+        self._width = self._columns.stop - self._columns.start
+        self._gate_up = place.linear(hidden, 2 * self._width, bias=bias)
+        self._down = place.linear(self._width, hidden, bias=bias)
+
+    def targets(self) -> dict[str, Target]:
+        return (
+            column_targets("gate_proj", self._gate_up, 0, self._columns, self._full)
+            | column_targets("up_proj", self._gate_up, self._width, self._columns, self._full)
+            | row_targets("down_proj", self._down, self._columns, self._full)
+        )
+
+    def pack(self) -> None:
+        if self._rank != 0:  # a bias after a sum over ranks is added once
+            self._down.bias = None
+        self._gate_up.pack()
+        self._down.pack()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._down(self._ops.silu_and_mul(self._gate_up(x)))
