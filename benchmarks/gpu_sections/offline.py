@@ -80,6 +80,7 @@ def _figures(work: list[Work], wall_s: float, steps: list[Step]) -> Row:
         "steps": len(steps),
         "device_busy_s": round(busy_ms / 1e3, 2),
         "device_idle_share": round(idle_ms / max(busy_ms + idle_ms, 1e-9), 4),
-        "launch_ms_mean": round(sum(t.launch_ms for t in timings) / max(1, len(timings)), 3),
+        "launch_ms_p50": round(float(np.median([t.launch_ms for t in timings])), 3),
+        "launch_ms_max": round(max(t.launch_ms for t in timings), 1),
         "queued_ms_mean": round(sum(t.queued_ms for t in timings) / max(1, len(timings)), 3),
     }

@@ -47,8 +47,8 @@ WITH_EXPERTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "num_experts": 24, "num_experts_per_tok": 4, "moe_intermediate_size": 80, "norm_topk_prob": True}),
 }  # fmt: skip
 """Not for bfloat16: where two experts are nearly as likely, rounding decides which one a token goes to."""
-TIE = 0.2
-"""Logprobs this close may change places with bfloat16's rounding."""
+TIE = 0.26
+"""Logprobs this close may change places: two units in the last place of bfloat16 logits between 16 and 32."""
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +88,15 @@ def cuda_engine(path: Path, backend: str, **flags: Any) -> Engine:
 @pytest.mark.parametrize("chunk", [1000, 13])
 @pytest.mark.parametrize("family", FAMILIES | WITH_EXPERTS)
 def test_fp32_greedy_tokens_of_both_backends_are_equal(
-    checkpoint: Callable[[str], Path], family: str, chunk: int, page_size: int
+    checkpoint: Callable[[str], Path], family: str, chunk: int, page_size: int, graphs: bool
 ) -> None:
     """Rows prefill (in chunks) while earlier ones decode, then all decode."""
     ours, theirs = (
-        Driver(cuda_engine(checkpoint(family), backend, dtype="float32", page_size=page_size)).generate(
-            prompts(), 24, chunk
-        )
+        Driver(
+            cuda_engine(
+                checkpoint(family), backend, dtype="float32", page_size=page_size, disable_cuda_graph=not graphs
+            )
+        ).generate(prompts(), 24, chunk)
         for backend in ("triton", "torch")
     )
     assert ours == theirs
