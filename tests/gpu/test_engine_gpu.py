@@ -84,8 +84,8 @@ def cuda_engine(path: Path, backend: str, **flags: Any) -> Engine:
     return make_engine(path, device="cuda", attention_backend=backend, **flags)
 
 
-@pytest.mark.parametrize("page_size", [1, 16])
-@pytest.mark.parametrize("chunk", [1000, 13])
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize(("page_size", "chunk"), [(1, 1000), (16, 13)])
 @pytest.mark.parametrize("family", FAMILIES | WITH_EXPERTS)
 def test_fp32_greedy_tokens_of_both_backends_are_equal(
     checkpoint: Callable[[str], Path], family: str, chunk: int, page_size: int, graphs: bool
