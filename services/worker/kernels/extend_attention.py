@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from services.worker.kernels.device import INDEX_POINTERS
 from services.worker.kernels.extend_plan import ExtendPlan
 from services.worker.kernels.paged_tiles import LOG2_E, MASKED, load_heads, slots_of
 
@@ -65,7 +66,7 @@ def _attend_blocks(
     return acc, peak, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=INDEX_POINTERS)
 def _extend_attention_kernel(
     q: tl.tensor,
     k_pool: tl.tensor,
