@@ -110,7 +110,7 @@ def _expert_product_kernel(
 
 @triton.jit
 def _weighted_sum_kernel(
-    rows: tl.tensor,
+    products: tl.tensor,
     weights: tl.tensor,
     out: tl.tensor,
     out_stride: tl.int64,
@@ -124,7 +124,7 @@ def _weighted_sum_kernel(
     acc = tl.zeros([BLOCK], tl.float32)
     for i in tl.static_range(TOP_K):
         weight = tl.load(weights + token * TOP_K + i)
-        row = tl.load(rows + (token * TOP_K + i) * WIDTH + column, mask=inside, other=0.0)
+        row = tl.load(products + (token * TOP_K + i) * WIDTH + column, mask=inside, other=0.0)
         acc += weight * row.to(tl.float32)
     tl.store(out + token * out_stride + column, acc.to(out.dtype.element_ty), mask=inside)
 

@@ -11,6 +11,8 @@ import pytest
 from services.worker import kernels
 from services.worker.kernels.device import INDEX_POINTERS
 
+FIXED = {"num_heads"}
+"""Given by the model."""
 FOLDER = Path(next(iter(kernels.__path__)))
 
 
@@ -21,7 +23,7 @@ def launched() -> Iterator[ast.FunctionDef]:
                 yield node
 
 
-@pytest.mark.parametrize("kernel", launched(), ids=lambda node: node.name)
+@pytest.mark.parametrize("kernel", list(launched()), ids=lambda node: node.name)
 def test_pointers_to_slices_do_not_select_a_compilation_by_their_alignment(kernel: ast.FunctionDef) -> None:
     slices = {argument.arg for argument in kernel.args.args} & set(INDEX_POINTERS)
     options = {
@@ -33,7 +35,7 @@ def test_pointers_to_slices_do_not_select_a_compilation_by_their_alignment(kerne
     assert not slices or options.get("do_not_specialize_on_alignment") == "INDEX_POINTERS"
 
 
-@pytest.mark.parametrize("kernel", launched(), ids=lambda node: node.name)
+@pytest.mark.parametrize("kernel", list(launched()), ids=lambda node: node.name)
 def test_counts_that_vary_do_not_select_a_compilation(kernel: ast.FunctionDef) -> None:
     counts = {a.arg for a in kernel.args.args if a.arg.startswith(("num_", "max_")) and _is_integer(a)}
     given = {
@@ -45,10 +47,6 @@ def test_counts_that_vary_do_not_select_a_compilation(kernel: ast.FunctionDef) -
         for item in keyword.value.elts
     }
     assert counts <= given | FIXED
-
-
-FIXED = {"num_heads"}
-"""Given by the model."""
 
 
 def _is_integer(argument: ast.arg) -> bool:
