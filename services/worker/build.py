@@ -44,7 +44,7 @@ def build_engine(config: WorkerConfig, instance_id: str) -> Engine:
     shard = shard_model(model_config, config.tp_size, config.tp_rank)
     dtype = _dtype(config.dtype, model_config, device)
     backend = choose_backend(
-        config.attention_backend, device, head_dim=model_config.head_dim, page_size=config.page_size
+        config.attention_backend, device, dtype, head_dim=model_config.head_dim, page_size=config.page_size
     )
     comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
     model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device)
