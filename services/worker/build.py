@@ -5,6 +5,7 @@ Runs on the device thread, which is the one whose torch settings count.
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -26,6 +27,7 @@ from services.worker.tensor_parallel import Communicator, Shard, join_group, sha
 from shared.errors import ConfigError
 from shared.model_config import ModelConfig, load_model_config
 
+_log = logging.getLogger("rhizome.worker")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -66,8 +68,17 @@ def build_engine(config: WorkerConfig, instance_id: str) -> Engine:
         spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
         min_tokens=min_rows(device, dtype),
     )  # fmt: skip
+    if backend == "numba":
+        _say_if_compiling()
     engine.warm_up()
     return engine
+
+
+def _say_if_compiling() -> None:
+    from services.worker.cpu_kernels.jit import is_compiled
+
+    if not is_compiled():
+        _log.info("compiling the CPU kernels, which takes 10 to 30 seconds the first time")
 
 
 def _device(name: str) -> torch.device:

@@ -3,7 +3,8 @@
 The tokens that all rows see, laid end to end in blocks, are cut into one part per thread: long and short rows cost
 what they are long, and one long row keeps all threads busy. A row that a cut goes through is attended to in pieces,
 each with its own softmax, which are merged at the end (flash-decoding). Within a part a block of tokens is scored
-against the query heads of a KV head, four tokens at a time, then added to their sums.
+against the query heads of a KV head, four tokens at a time, then added to their sums. Memory is the limit, so the next
+block is always on its way: its keys are asked for between the scores, its values between the sums.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ def _blocks(seq_len: int, window: int) -> int:
 
 
 @inner
+def _oldest(seq_len: int, window: int) -> int:
+    return max(seq_len - window, 0) if window > 0 else 0
+
+
+@inner
 def _part(  # type: ignore[no-untyped-def]
     part, parts, blocks, qkv, pool, page_table, rows, seq_lens, out, first, page_size, window,
     owner, sums, best, weight, dim,
@@ -111,10 +117,14 @@ def _part(  # type: ignore[no-untyped-def]
         for h in range(heads):
             for d in range(dim):
                 query[h, d] = qkv[first + i, h * dim + d] * scale
-        seen_from = seq_lens[i] - min(seq_lens[i], window) if window > 0 else 0
-        since = seen_from + start * BLOCK
-        until = min(seen_from + stop * BLOCK, seq_lens[i])
-        _attend(query, pool, page_table[rows[i]], since, until, page_size, scores, slots, ahead, total, top, mass, dim)
+        since = _oldest(seq_lens[i], window) + start * BLOCK
+        until = min(since + (stop - start) * BLOCK, seq_lens[i])
+        after = min(i + 1, len(rows) - 1)
+        _attend(
+            query, pool, page_table[rows[i]], since, until,
+            page_table[rows[after]], _oldest(seq_lens[after], window), seq_lens[after],
+            page_size, scores, slots, ahead, total, top, mass, dim,
+        )  # fmt: skip
         if stop - start == own:
             for h in range(heads):
                 share = _ONE / mass[h]
@@ -130,20 +140,29 @@ def _part(  # type: ignore[no-untyped-def]
 
 
 @inner
-def _attend(query, pool, pages, since, until, page_size, scores, slots, ahead, total, top, mass, dim):  # type: ignore[no-untyped-def]
-    """Softmax-weighted sum of the values of tokens since..until: `total` and its `mass`, both over exp(`top`)."""
+def _attend(  # type: ignore[no-untyped-def]
+    query, pool, pages, since, until, after_pages, after_since, after_until,
+    page_size, scores, slots, ahead, total, top, mass, dim,
+):  # fmt: skip
+    """Softmax-weighted sum of the values of tokens since..until: `total` and its `mass`, both over exp(`top`).
+
+    During the last block the first one of the row after this, if there is one, is asked for.
+    """
     for h in range(len(top)):
         top[h], mass[h] = _NEVER, _ZERO
         for d in range(dim):
             total[h, d] = _ZERO
-    _locate(pages, since, until, page_size, ahead)
+    _locate(pages, since, until, page_size, slots)
     for token in range(since, until, BLOCK):
-        for t in range(BLOCK):
-            slots[t] = ahead[t]
-        _locate(pages, min(token + BLOCK, until - 1), until, page_size, ahead)
+        if token + BLOCK < until:
+            _locate(pages, token + BLOCK, until, page_size, ahead)
+        else:
+            _locate(after_pages, after_since, after_until, page_size, ahead)
         _score(query, pool, slots, ahead, scores, dim)
         _weigh(scores, until - token, total, top, mass, dim)
-        _add(scores, pool, slots, total, dim)
+        _add(scores, pool, slots, ahead, total, dim)
+        for t in range(BLOCK):
+            slots[t] = ahead[t]
 
 
 @inner
@@ -159,17 +178,23 @@ def _locate(pages, token, until, page_size, slots):  # type: ignore[no-untyped-d
 
 
 @inner
+def _ask(pool, ahead, t, head, dim):  # type: ignore[no-untyped-def]
+    """Have a head's keys or values of four tokens of the next block brought closer while this one is computed."""
+    stride = 2 * pool.shape[2] * dim
+    for line in range(head * dim, (head + 1) * dim, _LINE):
+        prefetch(pool, ahead[t] * stride + line)
+        prefetch(pool, ahead[t + 1] * stride + line)
+        prefetch(pool, ahead[t + 2] * stride + line)
+        prefetch(pool, ahead[t + 3] * stride + line)
+
+
+@inner
 def _score(query, pool, slots, ahead, scores, dim):  # type: ignore[no-untyped-def]
     groups = pool.shape[2]
     each = query.shape[0] // groups
-    stride = 2 * groups * dim
     for t in range(0, BLOCK, 4):
-        for line in range(0, stride, _LINE):
-            prefetch(pool, ahead[t] * stride + line)
-            prefetch(pool, ahead[t + 1] * stride + line)
-            prefetch(pool, ahead[t + 2] * stride + line)
-            prefetch(pool, ahead[t + 3] * stride + line)
         for g in range(groups):
+            _ask(pool, ahead, t, g, dim)
             k0, k1 = pool[slots[t], 0, g], pool[slots[t + 1], 0, g]
             k2, k3 = pool[slots[t + 2], 0, g], pool[slots[t + 3], 0, g]
             for h in range(g * each, (g + 1) * each):
@@ -207,11 +232,12 @@ def _weigh(scores, left, total, top, mass, dim):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _add(weights, pool, slots, total, dim):  # type: ignore[no-untyped-def]
+def _add(weights, pool, slots, ahead, total, dim):  # type: ignore[no-untyped-def]
     groups = pool.shape[2]
     each = total.shape[0] // groups
     for t in range(0, BLOCK, 4):
         for g in range(groups):
+            _ask(pool, ahead, t, groups + g, dim)
             v0, v1 = pool[slots[t], 1, g], pool[slots[t + 1], 1, g]
             v2, v3 = pool[slots[t + 2], 1, g], pool[slots[t + 3], 1, g]
             for h in range(g * each, (g + 1) * each):
