@@ -55,7 +55,7 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     shard = shard_model(model_config, config.tp_size, config.tp_rank)
     dtype = _dtype(config.dtype, model_config, device)
     backend = choose_backend(
-        config.attention_backend, device, head_dim=model_config.head_dim, page_size=config.page_size
+        config.attention_backend, device, dtype, head_dim=model_config.head_dim, page_size=config.page_size
     )
     comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
     model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device)
@@ -84,6 +84,8 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         # Padding would go to experts too, and read more weights than fuller products save.
         min_tokens=min_rows(device, dtype) if model_config.moe is None else 1, programs=programs,
     )  # fmt: skip
+    if backend == "numba":
+        _say_if_compiling(log)
     engine.warm_up()
     if programs is not None and device.type == "cuda" and comm.size == 1 and not config.disable_cuda_graph:
         for program in programs:
@@ -111,6 +113,13 @@ def _capture(program: DecodeProgram | MixedProgram, device: torch.device, log: L
         if done % CAPTURES_PER_LINE == 0 or done == of:
             log.info("capturing CUDA graphs", program=type(program).__name__, done=done, of=of)
     log.info("CUDA graphs", bytes=free - memory.available_bytes(device), seconds=time.perf_counter() - started_s)
+
+
+def _say_if_compiling(log: Log) -> None:
+    from services.worker.cpu_kernels.jit import is_compiled
+
+    if not is_compiled():
+        log.info("compiling the CPU kernels, which takes 10 to 30 seconds the first time")
 
 
 def _device(name: str) -> torch.device:

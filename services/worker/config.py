@@ -31,9 +31,10 @@ class WorkerConfig:
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", help="where the model runs", group="device")
     num_threads: int = option(0, help="CPU threads of this rank; 0 = its share of the cores", group="device")
-    attention_backend: Literal["auto", "torch", "triton"] = option(
+    attention_backend: Literal["auto", "torch", "numba", "triton"] = option(
         "auto",
-        help="attention and fused layer kernels; auto: triton on CUDA where it can run, else torch",
+        help="attention and fused layer kernels; auto: numba on CPU in float32, triton on CUDA, where they can run, "
+        "else torch",
         group="device",
     )
     disable_cuda_graph: bool = option(

@@ -84,10 +84,10 @@ def wanted(model: tuple[Path, torch.nn.Module]) -> list[tuple[list[int], list[in
     return out
 
 
-def _driver(folder: Path, page_size: int, chunk: int, depth: int, pool_tokens: int) -> Driver:
+def _driver(folder: Path, page_size: int, chunk: int, depth: int, pool_tokens: int, backend: str = "auto") -> Driver:
     worker = build_engine(
         WorkerConfig(model_path=str(folder), page_size=page_size, max_total_tokens=pool_tokens, num_threads=1,
-                     max_running_requests=32, device="cpu"),
+                     max_running_requests=32, device="cpu", attention_backend=backend),
         "engine-0-test",
         Log(logging.getLogger("rhizome"), {}),
     )  # fmt: skip
@@ -116,14 +116,16 @@ class _Checked:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("chunk", [-1, 64])
 @pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_tokens_are_those_of_transformers_alone_and_together_cold_and_warm(
     model: tuple[Path, torch.nn.Module],
     wanted: list[tuple[list[int], list[int]]],
     page_size: int,
     chunk: int,
     depth: int,
+    backend: str,
 ) -> None:
-    driver = _driver(model[0], page_size, chunk, depth, pool_tokens=4096)
+    driver = _driver(model[0], page_size, chunk, depth, pool_tokens=4096, backend=backend)
     alone = []
     for prompt, _ in wanted:
         alone.append(driver.submit(prompt, NEW_TOKENS, sampling=GREEDY, ignore_eos=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from typing import Literal, Protocol
@@ -15,7 +16,7 @@ from services.worker.models.llama import Attend
 from services.worker.rows import Rows
 from shared.errors import ConfigError
 
-BackendName = Literal["torch", "triton"]
+BackendName = Literal["torch", "numba", "triton"]
 _LEAST_HEAD_DIM = 16
 """Tensor cores multiply tiles of at least this width."""
 
@@ -30,21 +31,43 @@ class AttentionBackend(Protocol):
 
 
 def choose_backend(
-    name: Literal["auto", "torch", "triton"], device: torch.device, *, head_dim: int, page_size: int
+    name: Literal["auto", "torch", "numba", "triton"],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    head_dim: int,
+    page_size: int,
 ) -> BackendName:
-    """What `--attention-backend` means here: auto is triton on CUDA where it can run, else torch.
+    """What `--attention-backend` means here: auto is numba on CPU and triton on CUDA where they can run, else torch.
 
     Raises:
-        ConfigError: triton was asked for by name and cannot run.
+        ConfigError: a backend was asked for by name and cannot run.
     """
-    if name == "torch" or (name == "auto" and device.type != "cuda"):
-        return "torch"
-    obstacle = _triton_obstacle(device, head_dim, page_size)
+    wanted: BackendName = ("numba" if device.type == "cpu" else "triton") if name == "auto" else name
+    match wanted:
+        case "torch":
+            obstacle = None
+        case "numba":
+            obstacle = _numba_obstacle(device, dtype)
+        case "triton":
+            obstacle = _triton_obstacle(device, head_dim, page_size)
     if obstacle is None:
-        return "triton"
-    if name == "triton":
-        raise ConfigError(f"--attention-backend triton: {obstacle}; use --attention-backend torch")
-    return "torch"
+        return wanted
+    if name == "auto":
+        return "torch"
+    raise ConfigError(f"--attention-backend {name}: {obstacle}; use --attention-backend torch")
+
+
+def _numba_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return "its kernels are for CPUs"
+    if dtype != torch.float32:
+        return f"its kernels compute in float32, not {str(dtype).removeprefix('torch.')}"
+    try:
+        importlib.import_module("numba")  # it refuses versions of numpy that it does not know
+    except ImportError as fault:
+        return f"numba cannot be imported ({fault})"
+    return None
 
 
 def _triton_obstacle(device: torch.device, head_dim: int, page_size: int) -> str | None:
@@ -70,6 +93,10 @@ def make_backend(
     """
     if name == "torch":
         return TorchAttention(pool, rows, windows)
+    if name == "numba":
+        from services.worker.attention.numba_backend import NumbaAttention
+
+        return NumbaAttention(pool, rows, windows, num_q_heads)
     from services.worker.attention.triton_backend import TritonAttention
 
     return TritonAttention(pool, rows, windows, num_q_heads)

@@ -1,6 +1,6 @@
 """Operations of a layer that devices do differently: the seam between model files and kernels.
 
-`TorchOps` is the reference and what CPUs run; `TritonOps` fuses what a GPU would otherwise read and write twice.
+`TorchOps` is the reference; `TritonOps` (GPU) and `NumbaOps` (CPU) fuse what would otherwise be read and written twice.
 Rotary embedding and the KV write belong to the attention backend (`attention/`), which knows where the pool is.
 """
 
@@ -47,6 +47,10 @@ def layer_ops(backend: str) -> LayerOps:
     """The operations that go with an attention backend: with `torch` no kernel of ours runs, so it stays the oracle."""
     if backend == "torch":
         return TorchOps()
+    if backend == "numba":
+        from services.worker.models.numba_ops import NumbaOps
+
+        return NumbaOps()
     from services.worker.models.triton_ops import TritonOps
 
     return TritonOps()

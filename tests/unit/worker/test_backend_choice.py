@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -11,17 +12,34 @@ from services.worker.attention.backend import choose_backend
 from shared.errors import ConfigError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+F32, BF16 = torch.float32, torch.bfloat16
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def test_torch_is_what_a_cpu_gets() -> None:
-    assert choose_backend("auto", CPU, head_dim=64, page_size=16) == "torch"
+@pytest.mark.parametrize(("dtype", "want"), [(F32, "numba"), (BF16, "torch")])
+def test_a_cpu_gets_numba_for_the_dtype_that_its_kernels_know(dtype: torch.dtype, want: str) -> None:
+    assert choose_backend("auto", CPU, dtype, head_dim=64, page_size=16) == want
+
+
+def test_a_cpu_without_numba_gets_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert choose_backend("auto", CPU, F32, head_dim=64, page_size=16) == "torch"
+    with pytest.raises(ConfigError, match="--attention-backend numba: numba cannot be imported"):
+        choose_backend("numba", CPU, F32, head_dim=64, page_size=16)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "says"), [(CUDA, F32, "kernels are for CPUs"), (CPU, BF16, "compute in float32, not bfloat16")]
+)
+def test_numba_by_name_says_why_it_cannot_run(device: torch.device, dtype: torch.dtype, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        choose_backend("numba", device, dtype, head_dim=64, page_size=16)
 
 
 @needs_triton
 @pytest.mark.parametrize(("head_dim", "page_size", "want"), [(64, 16, "triton"), (64, 12, "torch"), (8, 16, "torch")])
 def test_a_gpu_gets_triton_where_the_shape_allows_it(head_dim: int, page_size: int, want: str) -> None:
-    assert choose_backend("auto", CUDA, head_dim=head_dim, page_size=page_size) == want
+    assert choose_backend("auto", CUDA, BF16, head_dim=head_dim, page_size=page_size) == want
 
 
 @needs_triton
@@ -38,4 +56,4 @@ def test_triton_by_name_says_why_it_cannot_run(
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=says):
-        choose_backend("triton", device, head_dim=head_dim, page_size=page_size)
+        choose_backend("triton", device, BF16, head_dim=head_dim, page_size=page_size)
