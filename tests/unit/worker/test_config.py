@@ -26,7 +26,7 @@ from shared.model_config import load_model_config
         ({"mem_fraction_static": 1.5}, "--mem-fraction-static"),
         ({"mem_fraction_static": 0.5, "max_total_tokens": 4096}, "--max-total-tokens"),
         ({"max_total_tokens": 3}, "--max-total-tokens"),
-        ({"max_running_requests": 0}, "--max-running-requests"),
+        ({"max_running_requests": -1}, "--max-running-requests"),
         ({"num_threads": -1}, "--num-threads"),
         ({"context_length": 0}, "--context-length"),
         ({"scheduler_name": "a b"}, "--scheduler-name"),
