@@ -65,9 +65,10 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         model, tokens=prefill_tokens, rows=max_rows, attention_width=shard.num_q_heads * model_config.head_dim,
         device=device,
     )  # fmt: skip
-    pool = _pool(config, model_config, shard, comm, dtype, device, max_rows, activations)
+    kv_dtype = _kv_dtype(config.kv_cache_dtype, backend, dtype)
+    pool = _pool(config, model_config, shard, comm, kv_dtype, device, max_rows, activations)
     rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
-    attention = make_backend(backend, pool, rows, attention_windows(model_config), shard.num_q_heads)
+    attention = make_backend(backend, pool, rows, attention_windows(model_config), shard.num_q_heads, dtype)
     sampler = None
     if config.tp_rank == 0:
         sampler = make_sampler(backend, max_rows, model_config.vocab_size, device, config.random_seed)
@@ -136,6 +137,14 @@ def _dtype(name: str, model_config: ModelConfig, device: torch.device) -> torch.
     if name not in _DTYPES:
         raise ConfigError(f"the checkpoint's dtype {name!r} is not one of {', '.join(_DTYPES)}: give --dtype")
     return _DTYPES[name]
+
+
+def _kv_dtype(name: str, backend: str, dtype: torch.dtype) -> torch.dtype:
+    if name == "auto":
+        return dtype
+    if backend != "triton":
+        raise ConfigError(f"--kv-cache-dtype {name} needs the triton attention backend, this engine has {backend}")
+    return torch.float8_e4m3fn
 
 
 def _auto_threads(tp_size: int) -> int:

@@ -37,6 +37,11 @@ class WorkerConfig:
         "else torch",
         group="device",
     )
+    kv_cache_dtype: Literal["auto", "fp8_e4m3"] = option(
+        "auto",
+        help="keys and values in the pool; auto: --dtype; fp8_e4m3: half the memory of bfloat16, with triton only",
+        group="memory",
+    )
     disable_cuda_graph: bool = option(
         False, help="launch the kernels of decode steps one by one, to debug or to spare memory", group="device"
     )

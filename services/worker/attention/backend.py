@@ -83,13 +83,19 @@ def _triton_obstacle(device: torch.device, head_dim: int, page_size: int) -> str
 
 
 def make_backend(
-    name: BackendName, pool: KvPool, rows: Rows, windows: list[int | None], num_q_heads: int
+    name: BackendName,
+    pool: KvPool,
+    rows: Rows,
+    windows: list[int | None],
+    num_q_heads: int,
+    dtype: torch.dtype,
 ) -> AttentionBackend:
     """The backend that `choose_backend` named.
 
     Args:
         windows: sliding window of each layer; None = sees everything.
         num_q_heads: query heads of this rank.
+        dtype: of the model's activations.
     """
     if name == "torch":
         return TorchAttention(pool, rows, windows)
@@ -99,4 +105,4 @@ def make_backend(
         return NumbaAttention(pool, rows, windows, num_q_heads)
     from services.worker.attention.triton_backend import TritonAttention
 
-    return TritonAttention(pool, rows, windows, num_q_heads)
+    return TritonAttention(pool, rows, windows, num_q_heads, dtype)

@@ -34,7 +34,14 @@ class TritonAttention:
 
     name = "triton"
 
-    def __init__(self, pool: KvPool, rows: Rows, windows: list[int | None], num_q_heads: int) -> None:
+    def __init__(
+        self, pool: KvPool, rows: Rows, windows: list[int | None], num_q_heads: int, dtype: torch.dtype
+    ) -> None:
+        """
+        Args:
+            dtype: of queries and results; the pool may keep keys and values in another.
+        """
+        self.dtype = dtype
         self.pool, self.page_table, self.num_q_heads = pool, rows.page_table.device, num_q_heads
         self.windows = [window or 0 for window in windows]
         self.workspaces = {
@@ -165,7 +172,7 @@ class _Step:
         self._to, self._slots, self._parts = to, slots, parts
         make = torch.zeros if padded else torch.empty
         # One buffer for all layers: each is consumed before the next.
-        self._out = make((len(slots), to.num_q_heads, to.pool.head_dim), dtype=to.pool.dtype, device=to.pool.device)
+        self._out = make((len(slots), to.num_q_heads, to.pool.head_dim), dtype=to.dtype, device=to.pool.device)
 
     def __call__(self, layer: int, qkv: Tensor, rotation: Rotation, qk_norm: QkNorm | None) -> Tensor:
         to, (tokens, heads, dim) = self._to, self._out.shape

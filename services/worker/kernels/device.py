@@ -6,7 +6,8 @@ from functools import cache
 
 import torch
 
-SM_COUNT_H100 = 132
+SM_COUNT_INTERPRETED = 4
+"""Where there is no GPU: the interpreter runs one program after the other, and few show as much as many."""
 
 INDEX_POINTERS = [
     "rows", "seq_lens", "cu_q", "cu_blocks", "share_in", "share_out", "first_rows", "tile_rows", "tile_firsts",
@@ -17,7 +18,7 @@ INDEX_POINTERS = [
 
 @cache
 def sm_count(device: torch.device) -> int:
-    """Multiprocessors of `device`; an H100's where the device is not a GPU (interpreter, compile-only)."""
+    """Multiprocessors of `device`."""
     if device.type != "cuda":
-        return SM_COUNT_H100
+        return SM_COUNT_INTERPRETED
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

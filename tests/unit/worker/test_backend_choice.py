@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from services.worker.attention.backend import choose_backend
 from shared.errors import ConfigError
+from tests.unit.worker.driver import make_engine
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 F32, BF16 = torch.float32, torch.bfloat16
@@ -57,3 +60,8 @@ def test_triton_by_name_says_why_it_cannot_run(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=says):
         choose_backend("triton", device, BF16, head_dim=head_dim, page_size=page_size)
+
+
+def test_an_fp8_pool_without_the_kernels_that_read_it_is_a_start_up_error(llama: tuple[Path, Any]) -> None:
+    with pytest.raises(ConfigError, match="--kv-cache-dtype fp8_e4m3 needs the triton attention backend"):
+        make_engine(llama[0], attention_backend="torch", kv_cache_dtype="fp8_e4m3")

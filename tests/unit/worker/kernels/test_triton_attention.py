@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from services.worker.attention.triton_backend import TritonAttention
+from shared.messages.step import RowInit
 from tests.unit.worker.attention_case import HEADS, STEPS, WINDOWS, Extends, assert_same_as_torch
-from tests.unit.worker.driver import Driver, make_engine
+from tests.unit.worker.driver import Driver, Extend, make_engine
 
 
 @pytest.mark.parametrize(("page_size", "normed"), [(1, False), (16, True)])
@@ -20,7 +22,7 @@ def test_the_triton_backend_equals_the_torch_backend(
     extends: Extends, decodes: dict[int, int], min_tokens: int, normed: bool, page_size: int, device: torch.device
 ) -> None:
     assert_same_as_torch(
-        lambda pool, rows: TritonAttention(pool, rows, WINDOWS, HEADS),
+        lambda pool, rows: TritonAttention(pool, rows, WINDOWS, HEADS, pool.dtype),
         extends, decodes, min_tokens, normed=normed, page_size=page_size, device=device,
     )  # fmt: skip
 
@@ -37,3 +39,23 @@ def test_an_engine_on_kernels_generates_what_one_on_operators_does(
         for backend in ("triton", "torch")
     )
     assert ours == theirs
+
+
+def test_an_engine_with_an_fp8_pool_gives_nearly_the_same_distribution(
+    checkpoint: Callable[[str], tuple[Path, Any]], device: torch.device
+) -> None:
+    path, _ = checkpoint("qwen3")
+    tokens = np.random.default_rng(5).integers(3, 90, 20).tolist()
+    found = []
+    for kv_dtype in ("fp8_e4m3", "auto"):
+        engine = make_engine(
+            path, device=device.type, dtype="float32", attention_backend="triton", kv_cache_dtype=kv_dtype,
+            max_running_requests=2, max_total_tokens=256,
+        )  # fmt: skip
+        driver = Driver(engine)
+        driver.run([Extend(0, tokens[:4], sample=False)], new=[RowInit(0, temperature=0.0, return_logprob=True)])
+        chunk = driver.run([Extend(0, tokens[4:], 4, lp_start=5)])  # its keys and values are read from the pool
+        assert chunk.prompt_logprobs is not None
+        found.append(chunk.prompt_logprobs)
+    assert (found[0] != found[1]).any()
+    assert np.corrcoef(found[0], found[1])[0, 1] > 0.9
