@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from services.worker.attention.backend import AttentionBackend
+from services.worker.graphs import Graphs
 from services.worker.kernels.decode_inputs import decode_inputs, decode_inputs_buffer
 from services.worker.models.llama import Attend
 from services.worker.models.registry import Model
@@ -48,21 +49,12 @@ class DecodeProgram:
         self._place: Tensor | None = None
         self._current: I64 | None = None
         self._sizes = batch_sizes(rows.max_rows)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._hidden: dict[int, Tensor] = {}
+        self._graphs = Graphs(self._forward)
 
     def capture(self) -> Iterator[tuple[int, int]]:
-        """Capture the graphs, the largest first, since they share memory; yields (how many are done, of how many)."""
-        pool = torch.cuda.graph_pool_handle()
+        """Capture a graph per size; yields (how many are done, of how many)."""
         self._set_rows(np.zeros(0, np.int64))  # padding only: no row is changed
-        for done, size in enumerate(reversed(self._sizes), 1):
-            self._forward(size)  # compiles kernels, chooses matrix algorithms
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._hidden[size] = self._forward(size)
-            self._graphs[size] = graph
-            yield done, len(self._sizes)
+        return self._graphs.capture(self._sizes)
 
     def run(self, rows: I64) -> tuple[Tensor, Tensor]:
         """One step of `rows` [D], D > 0. The device counts their new tokens; the host's lengths follow.
@@ -73,11 +65,7 @@ class DecodeProgram:
         if self._current is None or not np.array_equal(rows, self._current):
             self._set_rows(rows)
         size = next(size for size in self._sizes if size >= len(rows))
-        if size in self._graphs:
-            self._graphs[size].replay()
-            hidden = self._hidden[size]
-        else:
-            hidden = self._forward(size)
+        hidden = self._graphs.run(size)
         self._rows.seq_lens.follow(rows, self._rows.lengths[rows] + 1)
         return hidden if self._place is None else hidden.index_select(0, self._place[:size]), self._index
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from services.worker.attention.triton_backend import MixedPlan, TritonAttention
 from services.worker.batch import Batch, build_batch
+from services.worker.graphs import Graphs
 from services.worker.models.registry import Model
 from services.worker.plan_check import Work
 from services.worker.rows import Rows
@@ -36,20 +37,11 @@ class MixedProgram:
         self._sizes = [size for size in SIZES if size < most_tokens + SIZES[0]]
         self._ids, self._positions, self._slots = torch.zeros((3, self._sizes[-1]), dtype=torch.int64, device=device)
         self._plan = MixedPlan(min(MAX_EXTENDS, rows.max_rows), rows.max_rows, device)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._hidden: dict[int, Tensor] = {}
+        self._graphs = Graphs(self._forward)
 
     def capture(self) -> Iterator[tuple[int, int]]:
-        """Capture the graphs, the largest first, since they share memory; yields (how many are done, of how many)."""
-        pool = torch.cuda.graph_pool_handle()
-        for done, size in enumerate(reversed(self._sizes), 1):
-            self._forward(size)  # compiles kernels, chooses matrix algorithms
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._hidden[size] = self._forward(size)
-            self._graphs[size] = graph
-            yield done, len(self._sizes)
+        """Capture a graph per size; yields (how many are done, of how many)."""
+        return self._graphs.capture(self._sizes)
 
     def fits(self, work: Work) -> bool:
         """Whether a step is small enough."""
@@ -68,11 +60,7 @@ class MixedProgram:
 
     def run(self, batch: Batch) -> Tensor:
         """Hidden states [T, hidden] of the step that was loaded, valid until the next run."""
-        size = batch.num_tokens
-        if size not in self._graphs:
-            return self._forward(size)
-        self._graphs[size].replay()
-        return self._hidden[size]
+        return self._graphs.run(batch.num_tokens)
 
     def _forward(self, size: int) -> Tensor:
         attend = self._attention.attend_mixed(self._plan, self._slots[:size])
