@@ -21,7 +21,7 @@ from services.worker.sampling.draw import GREEDY_BELOW
 from services.worker.sampling.logprobs import Asked, Logprobs, finite, logprobs_of
 from services.worker.sampling.penalties import Penalties
 from services.worker.sampling.sampler import Sampled
-from services.worker.upload import upload, upload_all
+from services.worker.upload import upload
 from shared.messages.step import RowInit
 
 _FLOATS, _INTS, _BANNED = columns.FLOATS.value, columns.INTS.value, columns.MAX_BANNED.value
@@ -108,7 +108,7 @@ class FusedSampler:
         if slot >= 0:
             self._table = self._table._replace(bias=_grown(self._table.bias, self._bias.count))
             keys = np.array([int(key) for key in init.logit_bias], np.int64)
-            (where,) = upload_all([keys], self._device)
+            where = upload(keys, self._device)
             values = upload(np.array(list(init.logit_bias.values()), np.float32), self._device)
             self._table.bias[slot].zero_().index_copy_(0, where, values)
 

@@ -73,6 +73,7 @@ BAD: dict[str, dict[str, Any]] = {
     "new row -1 is not in": {"new_rows": [RowInit(-1)]},
     "given away twice": {"new_rows": [RowInit(1), RowInit(1)]},
     "stop_ids 320": {"new_rows": [RowInit(1, stop_ids=[320], min_new_tokens=1)]},
+    "over 128 stop_ids": {"new_rows": [RowInit(1, stop_ids=[2] * 129, min_new_tokens=1)]},
     "history_ids -1": {"new_rows": [RowInit(1, history_ids=[-1], repetition_penalty=2.0)]},
     "logit_bias id": {"new_rows": [RowInit(1, logit_bias={"9999": 1.0})]},
     "repetition_penalty must": {"new_rows": [RowInit(1, repetition_penalty=0.0)]},
