@@ -33,6 +33,8 @@ def check_request(request: m.GenerateRequest, subjects: Subjects, vocab_size: in
         raise InvalidRequest("messages must not be empty", param="messages")
     request.sampling.check()
     request.sampling.check_vocab(vocab_size)
+    if request.grammar is not None:
+        request.grammar.check()
     if not 0 <= request.top_logprobs_num <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(
             f"top_logprobs must be in [0, {MAX_TOP_LOGPROBS}], got {request.top_logprobs_num}", param="top_logprobs"
@@ -131,4 +133,5 @@ def tokenized(
         priority=request.priority,
         cache_salt=request.cache_salt,
         timeout_s=request.timeout_s,
+        grammar=request.grammar,
     )

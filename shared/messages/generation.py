@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from shared.grammar import GrammarSpec
 from shared.sampling import SamplingParams
 from shared.wire import message
 
@@ -80,6 +81,8 @@ class GenerateRequest:
     """Requests share cached prefixes only within the same salt."""
     timeout_s: float | None = None
     """Deadline for the whole generation, seconds from arrival at the scheduler."""
+    grammar: GrammarSpec | None = None
+    """What the generated text must look like."""
 
 
 @message()
@@ -228,6 +231,7 @@ class TokenizedRequest:
     priority: int = 0
     cache_salt: str = ""
     timeout_s: float | None = None
+    grammar: GrammarSpec | None = None
 
 
 @message()
