@@ -15,6 +15,7 @@ from services.worker.kernels.rotary import rotate_and_store
 from services.worker.kernels.sampling import sample
 from services.worker.kernels.sampling_table import sampling_table
 from services.worker.kernels.sampling_workspace import sampling_workspace
+from services.worker.kernels.shared_attention import Sharing, shared_attention, shared_workspace
 from services.worker.kernels.silu_and_mul import silu_and_mul
 from services.worker.kernels.split_attention import split_attention
 from services.worker.kernels.split_plan import SplitConfig, plan_split, split_workspace
@@ -103,6 +104,45 @@ CASES["decode D128 g4 8 queries"] = split_case(max_q_len=8)
 CASES["decode D128 g4 fp16"] = split_case(dtype=torch.float16)
 CASES["decode D128 g4 fp32"] = split_case(dtype=torch.float32)
 CASES["decode D128 g4 fp8 kv"] = split_case(kv_dtype=torch.float8_e4m3fn)
+
+SHARED_CANDIDATES = [
+    SplitConfig(block_n, warps, stages, ctas)
+    for block_n, warps, stages, ctas in [(64, 4, 3, 2), (64, 4, 4, 2), (32, 4, 4, 2), (64, 8, 3, 2), (64, 4, 2, 3)]
+]
+
+
+def shared_case(
+    config: SplitConfig | None = None, num_q_heads: int = 32, head_dim: int = 128, page_size: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Callable[[], None]:  # fmt: skip
+    """A decode launch whose rows share prefixes."""
+
+    def launch() -> None:
+        shared = shared_workspace(4, num_q_heads, 8, head_dim, dtype, CPU, config=config)
+        own = split_workspace(4, num_q_heads, 8, head_dim, dtype, CPU)
+        sharing = Sharing(ints(3), ints(3), ints(3), ints(3), ints(4), ints(3), ints(3))
+        plan_split(shared.split, sharing.lens)
+        plan_split(own, ints(3), starts=sharing.starts)
+        pool, q = empty(64, 8, head_dim, dtype=dtype), empty(3, num_q_heads, head_dim, dtype=dtype)
+        shared_attention(q, pool, pool, ints(4, 64), sharing, shared, page_size=page_size, scale=1.0)
+        split_attention(
+            q, pool, pool, ints(4, 64), ints(3), ints(3), own, torch.empty_like(q),
+            page_size=page_size, scale=1.0, shared=(sharing, shared),
+        )  # fmt: skip
+
+    return launch
+
+
+for _shared in SHARED_CANDIDATES:
+    CASES[
+        f"candidate shared n{_shared.block_n} w{_shared.num_warps} s{_shared.num_stages} c{_shared.ctas_per_sm} D128 g4"
+    ] = shared_case(_shared)
+CASES["shared D128 g4 page16"] = shared_case(page_size=16)
+CASES["shared D128 g4"] = shared_case()
+CASES["shared D128 g2"] = shared_case(num_q_heads=16)
+CASES["shared D64 g4"] = shared_case(head_dim=64)
+CASES["shared D256 g4"] = shared_case(head_dim=256)
+CASES["shared D128 g4 fp32"] = shared_case(dtype=torch.float32)
 
 EXTEND_CANDIDATES = [
     ExtendConfig(*shape)

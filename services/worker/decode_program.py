@@ -2,6 +2,7 @@
 
 The program of a batch size is the same launches every time, so on a GPU it is captured once as a CUDA graph and
 replayed: a step then costs the host one launch instead of hundreds. Batches are padded to the next captured size.
+Batches whose rows share long prefixes have a program of their own, which attends these once.
 Used by the engine for steps without extends; needs an attention backend that plans on the device.
 """
 
@@ -15,22 +16,27 @@ import torch
 from torch import Tensor
 
 from services.worker.attention.backend import AttentionBackend
+from services.worker.attention.device_plans import SharedPlan
+from services.worker.attention.shared_prefix import SharedPrefixes
 from services.worker.graphs import Graphs
 from services.worker.kernels.decode_inputs import decode_inputs, decode_inputs_buffer
+from services.worker.kernels.shared_attention import Sharing
 from services.worker.models.llama import Attend
 from services.worker.models.registry import Model
 from services.worker.rows import I64, Rows
 from services.worker.upload import upload_all
 
+SHARED_SIZES = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896]
+"""Batches with shared prefixes: fewer sizes, since padding costs little beside what sharing saves."""
+
 
 class DeviceAttention(AttentionBackend, Protocol):
     """An attention backend that plans decode steps on the device."""
 
-    @property
-    def rows_together(self) -> int:
-        """Decode rows that the device works on at the same time, if all are equally long."""
+    def find_shared(self, rows: I64) -> SharedPrefixes | None:
+        """The prefixes that a batch of `rows` [R] had better attend together; host work."""
 
-    def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor) -> Attend:
+    def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor, sharing: Sharing | None) -> Attend:
         """One token each of `rows` [R] int32, which see `seq_lens` [R] int32 tokens; 0 = padding.
 
         The new tokens' keys and values go to `slots` [R] int64; -1 = nowhere.
@@ -46,15 +52,22 @@ class DecodeProgram:
         self._inputs = decode_inputs_buffer(rows.max_rows, device)
         self._batch = torch.full((rows.max_rows,), -1, dtype=torch.int32, device=device)
         self._index = torch.zeros(0, dtype=torch.int64, device=device)
-        self._place: Tensor | None = None
         self._current: I64 | None = None
+        self._plan = SharedPlan(rows.max_rows, device)
+        self._shares = False
         self._sizes = batch_sizes(rows.max_rows)
-        self._graphs = Graphs(self._forward)
+        self._shared_sizes = [size for size in SHARED_SIZES if size < rows.max_rows] + [rows.max_rows]
+        self._graphs = Graphs(lambda size: self._forward(size, None))
+        self._shared_graphs = Graphs(lambda size: self._forward(size, self._plan.first(size)))
 
     def capture(self) -> Iterator[tuple[int, int]]:
         """Capture a graph per size; yields (how many are done, of how many)."""
         self._set_rows(np.zeros(0, np.int64))  # padding only: no row is changed
-        return self._graphs.capture(self._sizes)
+        of, done = len(self._sizes) + len(self._shared_sizes), 0
+        for graphs, sizes in ((self._graphs, self._sizes), (self._shared_graphs, self._shared_sizes)):
+            for _ in graphs.capture(sizes):
+                done += 1
+                yield done, of
 
     def run(self, rows: I64) -> tuple[Tensor, Tensor]:
         """One step of `rows` [D], D > 0. The device counts their new tokens; the host's lengths follow.
@@ -64,46 +77,32 @@ class DecodeProgram:
         """
         if self._current is None or not np.array_equal(rows, self._current):
             self._set_rows(rows)
-        size = next(size for size in self._sizes if size >= len(rows))
-        hidden = self._graphs.run(size)
+        sizes, graphs = (self._shared_sizes, self._shared_graphs) if self._shares else (self._sizes, self._graphs)
+        hidden = graphs.run(next(size for size in sizes if size >= len(rows)))
         self._rows.seq_lens.follow(rows, self._rows.lengths[rows] + 1)
-        return hidden if self._place is None else hidden.index_select(0, self._place[:size]), self._index
+        return hidden, self._index
+
+    def forget(self) -> None:
+        """A row has a new owner, or another prompt: what is known of the batch's prefixes may be wrong."""
+        self._current = None
 
     def _set_rows(self, rows: I64) -> None:
         self._current = rows.copy()
-        order = prefix_order(self._rows.page_table.host[rows, 0], self._attention.rows_together)
-        batch, place = np.full(self._rows.max_rows, -1, np.int64), np.arange(self._rows.max_rows)
-        batch[: len(rows)] = rows[order]
-        place[order] = np.arange(len(rows))
-        self._index, on_device, place_on_device = upload_all([rows, batch, place], self._batch.device)
-        self._place = None if (np.diff(order) == 1).all() else place_on_device
+        batch = np.full(self._rows.max_rows, -1, np.int64)
+        batch[: len(rows)] = rows
+        self._index, on_device = upload_all([rows, batch], self._batch.device)
         self._batch.copy_(on_device)
+        found = self._attention.find_shared(rows)
+        self._shares = found is not None
+        if found is not None:
+            self._plan.set(found, rows)
 
-    def _forward(self, size: int) -> Tensor:
+    def _forward(self, size: int, sharing: Sharing | None) -> Tensor:
         """[size, hidden]"""
         rows, inputs, batch = self._rows, self._inputs.first(size), self._batch[:size]
         decode_inputs(batch, rows.seq_lens.device, rows.last_token, rows.page_table.device, inputs, rows.page_size)
-        attend = self._attention.attend_decode(batch, inputs.seq_lens, inputs.slots)
+        attend = self._attention.attend_decode(batch, inputs.seq_lens, inputs.slots, sharing)
         return self._model.forward(inputs.ids, inputs.positions, attend)
-
-
-def prefix_order(first_pages: I64, together: int) -> I64:
-    """The order in which rows that share a prefix are attended at the same time, so that its pages are read from the
-    device's cache and not once per row from its memory. [D] indices; 0, 1, ... where nothing is shared.
-
-    Args:
-        first_pages: [D] page that each row begins with.
-        together: rows that are worked on at the same time. Each of so many workers takes neighbours in the order given,
-            one after the other.
-    """
-    count = len(first_pages)
-    if len(np.unique(first_pages)) == count or count <= together:
-        return np.arange(count)
-    each = -(-count // together)
-    lanes = -(-count // each)
-    grouped = np.argsort(first_pages, kind="stable")
-    turns = np.arange(each * lanes).reshape(each, lanes).T.ravel()
-    return grouped[turns[turns < count]]
 
 
 def batch_sizes(most: int) -> list[int]:

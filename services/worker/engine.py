@@ -206,6 +206,8 @@ class Engine:
         return _Step(tokens, asked, prompt, Marks(begun, prepared, forwarded, mark(self._device)))
 
     def _apply(self, work: Work) -> None:
+        if self._decode_program is not None and (work.new_rows or len(work.ext_rows)):
+            self._decode_program.forget()
         if work.new_rows:
             self._rows.init(work.new_rows)
             if self._sampler is not None:

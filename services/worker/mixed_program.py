@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from services.worker.attention.triton_backend import MixedPlan, TritonAttention
+from services.worker.attention.device_plans import MixedPlan
+from services.worker.attention.triton_backend import TritonAttention
 from services.worker.batch import Batch, build_batch
 from services.worker.graphs import Graphs
 from services.worker.models.registry import Model

@@ -1,8 +1,9 @@
 """Paged attention from Triton kernels: decode rows by split attention, extend rows by tiles of queries.
 
 A step is planned on the host with one copy to the device (rows, lengths, bounds of the queries) and a few tiny
-launches; a layer is then one launch that rotates and stores and one or two that attend, and nothing waits. Imported
-only where Triton is there (`backend.py`). Also runs under Triton's interpreter, on CPU tensors.
+launches; a layer is then one launch that rotates and stores and a few that attend, and nothing waits. Decode rows that
+share a long prefix attend it together. Imported only where Triton is there (`backend.py`). Also runs under Triton's
+interpreter, on CPU tensors.
 """
 
 from __future__ import annotations
@@ -13,17 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.worker.attention.device_plans import MixedPlan, SharedPlan
+from services.worker.attention.shared_prefix import SharedPrefixes, find_shared
 from services.worker.batch import Batch
 from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendPlan, extend_config, plan_extend
 from services.worker.kernels.rotary import rotate_and_store
+from services.worker.kernels.shared_attention import (
+    SHARED_BLOCK,
+    Sharing,
+    max_members,
+    shared_attention,
+    shared_workspace,
+)
 from services.worker.kernels.split_attention import split_attention
-from services.worker.kernels.split_plan import SplitWorkspace, plan_split, split_workspace
+from services.worker.kernels.split_plan import plan_split, split_workspace
 from services.worker.kv_pool import KvPool
 from services.worker.models.llama import Attend
 from services.worker.models.rope import QkNorm, Rotation
-from services.worker.rows import Rows
-from services.worker.upload import upload, upload_all
+from services.worker.rows import I64, Rows
+from services.worker.upload import upload_all
 
 MIXED_ROWS_EXPECTED = 4
 """Extend rows that a mixed step of fixed shape is tuned for."""
@@ -43,6 +53,7 @@ class TritonAttention:
         """
         self.dtype = dtype
         self.pool, self.page_table, self.num_q_heads = pool, rows.page_table.device, num_q_heads
+        self._rows = rows
         self.windows = [window or 0 for window in windows]
         self.workspaces = {
             window: split_workspace(
@@ -51,6 +62,17 @@ class TritonAttention:
             for window in set(self.windows)
         }
         self.scale = pool.head_dim**-0.5
+        self._members = max_members(num_q_heads, pool.num_kv_heads) if 0 in self.windows else 0
+        self.shared = shared_workspace(
+            rows.max_rows, num_q_heads, pool.num_kv_heads, pool.head_dim, pool.dtype, pool.device
+        )
+
+    def find_shared(self, rows: I64) -> SharedPrefixes | None:
+        """The prefixes that a batch of these rows had better attend together."""
+        return find_shared(
+            self._rows.page_table.host, rows, self._rows.lengths[rows], page_size=self.pool.page_size,
+            most_members=self._members, multiple=max(SHARED_BLOCK, self.pool.page_size),
+        )  # fmt: skip
 
     def prepare(self, batch: Batch) -> Attend:
         lens = batch.ext_lens
@@ -68,10 +90,13 @@ class TritonAttention:
             extend = _Extend(ext_rows, ext_seen, cu_q, plan_extend(cu_q, tokens, group, config))
         decode = None
         if len(decode_rows):
-            for workspace in self.workspaces.values():
-                plan_split(workspace, decode_seen)
-            first = batch.num_extend_tokens
-            decode = _Decode(decode_rows, decode_seen, slice(first, first + len(decode_rows)))
+            first, sharing, found = batch.num_extend_tokens, None, self.find_shared(batch.decode_rows)
+            if found is not None:
+                plan = SharedPlan(len(batch.decode_rows), self.pool.device)
+                plan.set(found, batch.decode_rows)
+                sharing = plan.first(len(batch.decode_rows))
+            self._plan_decode(decode_seen, sharing)
+            decode = _Decode(decode_rows, decode_seen, slice(first, first + len(decode_rows)), sharing=sharing)
         parts = [part for part in (extend, decode) if part is not None]
         padded = batch.num_tokens > batch.num_extend_tokens + len(decode_rows)
         return _Step(self, batch.slots, parts, padded=padded)
@@ -92,41 +117,16 @@ class TritonAttention:
         extend = _Extend(plan.ext_rows, plan.ext_seen, plan.ext_cu_q, tiles)
         return _Step(self, slots, [extend, _Decode(rows, seen, slice(None), cu_q)], padded=True)
 
-    @property
-    def rows_together(self) -> int:
-        """Decode rows that the device works on at the same time, if all are equally long."""
-        return next(iter(self.workspaces.values())).num_workers
-
-    def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor) -> Attend:
+    def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor, sharing: Sharing | None) -> Attend:
         """See `decode_program.DeviceAttention`."""
-        for workspace in self.workspaces.values():
-            plan_split(workspace, seq_lens)
-        return _Step(self, slots, [_Decode(rows, seq_lens, slice(None))], padded=False)
+        self._plan_decode(seq_lens, sharing)
+        return _Step(self, slots, [_Decode(rows, seq_lens, slice(None), sharing=sharing)], padded=False)
 
-
-class MixedPlan:
-    """Which rows a mixed step has, on the device, in memory that stays. Unused rows have no queries and no tokens."""
-
-    def __init__(self, max_extends: int, max_decodes: int, device: torch.device) -> None:
-        sizes = [max_extends, max_extends, max_extends + 1, max_decodes, max_decodes, max_decodes + 1]
-        self.max_extends, self.max_decodes = max_extends, max_decodes
-        self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
-        parts = torch.split(self._all, sizes)
-        self.ext_rows, self.ext_seen, self.ext_cu_q = parts[:3]
-        self.decode_rows, self.decode_seen, self.decode_cu_q = parts[3:]
-
-    def set(self, batch: Batch) -> None:
-        """Describe a step with at most as many rows, in one copy."""
-        extends, decodes = self.max_extends - len(batch.ext_rows), self.max_decodes - len(batch.decode_rows)
-        ends = np.cumsum(batch.ext_lens)
-        decode_ends = batch.num_extend_tokens + np.arange(len(batch.decode_rows) + 1)
-        parts = [
-            np.pad(batch.ext_rows, (0, extends)), np.pad(batch.ext_starts + batch.ext_lens, (0, extends)),
-            np.pad(np.concatenate(([0], ends)), (0, extends), mode="edge"),
-            np.pad(batch.decode_rows, (0, decodes)), np.pad(batch.decode_lens, (0, decodes)),
-            np.pad(decode_ends, (0, decodes), mode="edge"),
-        ]  # fmt: skip
-        self._all.copy_(upload(np.concatenate(parts).astype(np.int32), self._all.device))
+    def _plan_decode(self, seq_lens: Tensor, sharing: Sharing | None) -> None:
+        if sharing is not None:
+            plan_split(self.shared.split, sharing.lens)
+        for window, workspace in self.workspaces.items():
+            plan_split(workspace, seq_lens, starts=sharing.starts if sharing is not None and not window else None)
 
 
 class _Extend:
@@ -145,19 +145,30 @@ class _Extend:
 class _Decode:
     """The decode rows of a step: one token each."""
 
-    def __init__(self, rows: Tensor, seq_lens: Tensor, tokens: slice, cu_q: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        seq_lens: Tensor,
+        tokens: slice,
+        cu_q: Tensor | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:
         """
         Args:
             tokens: where they are in the batch.
             cu_q: [R + 1] int32, where each one is within `tokens`; None = one after the other.
+            sharing: which of them attend a prefix together, in layers without a window.
         """
-        self._rows, self._seq_lens, self._tokens, self._cu_q = rows, seq_lens, tokens, cu_q
+        self._rows, self._seq_lens, self._tokens, self._cu_q, self._sharing = rows, seq_lens, tokens, cu_q, sharing
 
     def __call__(self, to: TritonAttention, window: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        workspace: SplitWorkspace = to.workspaces[window]
+        q, shared, page_size = q[self._tokens], None, to.pool.page_size
+        if self._sharing is not None and not window:
+            shared = self._sharing, to.shared
+            shared_attention(q, k, v, to.page_table, *shared, page_size=page_size, scale=to.scale)
         split_attention(
-            q[self._tokens], k, v, to.page_table, self._rows, self._seq_lens, workspace, out[self._tokens],
-            page_size=to.pool.page_size, scale=to.scale, cu_q=self._cu_q,
+            q, k, v, to.page_table, self._rows, self._seq_lens, to.workspaces[window], out[self._tokens],
+            page_size=page_size, scale=to.scale, cu_q=self._cu_q, shared=shared,
         )  # fmt: skip
 
 

@@ -13,57 +13,7 @@ import triton.language as tl
 
 from services.worker.kernels.device import INDEX_POINTERS
 from services.worker.kernels.extend_plan import ExtendPlan
-from services.worker.kernels.paged_tiles import LOG2_E, MASKED, load_heads, slots_of
-
-
-@triton.jit
-def _attend_blocks(
-    q_tile: tl.tensor,
-    acc: tl.tensor,
-    peak: tl.tensor,
-    total: tl.tensor,
-    k_base: tl.tensor,
-    v_base: tl.tensor,
-    table: tl.tensor,
-    last_seen: tl.tensor,
-    seq_len: tl.tensor,
-    first: tl.tensor,
-    stop: tl.tensor,
-    scale_log2: tl.float32,
-    pool_stride: tl.int64,
-    MASK: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Online softmax over KV tokens [first, stop), whole blocks."""
-    column = tl.arange(0, BLOCK_N)
-    dim_inside = tl.arange(0, BLOCK_D) < HEAD_DIM
-    for block in range(first, stop, BLOCK_N):
-        token = block + column
-        stored = token
-        if MASK:
-            stored = tl.minimum(token, seq_len - 1)  # never a foreign or unwritten slot: 0 * NaN is NaN
-        slot = slots_of(table, stored, PAGE_SIZE)
-        k_tile = load_heads(k_base + slot[None, :] * pool_stride, dim_inside[:, None], BLOCK_D == HEAD_DIM)
-        scores = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION)
-        if MASK:
-            seen = token[None, :] <= last_seen[:, None]
-            if WINDOW > 0:
-                seen = seen & (token[None, :] > last_seen[:, None] - WINDOW)
-            scores = tl.where(seen, scores, MASKED)
-        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-        weight = tl.exp2(scores * scale_log2 - (new_peak * scale_log2)[:, None])  # one fused multiply-add each
-        fade = tl.exp2((peak - new_peak) * scale_log2)
-        total = total * fade + tl.sum(weight, axis=1)
-        acc = acc * fade[:, None]
-        v_tile = load_heads(v_base + slot[:, None] * pool_stride, dim_inside[None, :], BLOCK_D == HEAD_DIM)
-        acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
-        peak = new_peak
-    return acc, peak, total
+from services.worker.kernels.paged_tiles import LOG2_E, MASKED, attend_blocks
 
 
 @triton.jit(do_not_specialize_on_alignment=INDEX_POINTERS)
@@ -128,11 +78,11 @@ def _extend_attention_kernel(
         begin = tl.maximum(first_position + 1 - WINDOW, 0)
     else:
         begin = (first_position + 1) // BLOCK_N * BLOCK_N
-        acc, peak, total = _attend_blocks(
+        acc, peak, total = attend_blocks(
             q_tile, acc, peak, total, k_base, v_base, table, last_seen, seq_len, 0, begin, scale_log2, pool_stride,
             False, WINDOW, HEAD_DIM, PAGE_SIZE, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
-    acc, peak, total = _attend_blocks(
+    acc, peak, total = attend_blocks(
         q_tile, acc, peak, total, k_base, v_base, table, last_seen, seq_len, begin, stop, scale_log2, pool_stride,
         True, WINDOW, HEAD_DIM, PAGE_SIZE, BLOCK_N, BLOCK_D, PRECISION,
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What the attention kernels have in common: tiles of keys and values out of the paged pool, and the softmax's numbers.
+"""What the attention kernels have in common: tiles of keys and values out of the paged pool, and the softmax over them.
 
-Called by `split_attention` and `extend_attention`, inside their loops over the tokens of a row.
+Called by `split_attention`, `shared_attention` and `extend_attention`.
 """
 
 from __future__ import annotations
@@ -32,3 +32,58 @@ def load_heads(at: tl.tensor, dim_inside: tl.tensor, WHOLE: tl.constexpr) -> tl.
     else:
         tile = tl.load(at, mask=dim_inside, other=0.0)
     return tile
+
+
+@triton.jit
+def attend_blocks(
+    q_tile: tl.tensor,
+    acc: tl.tensor,
+    peak: tl.tensor,
+    total: tl.tensor,
+    k_base: tl.tensor,
+    v_base: tl.tensor,
+    table: tl.tensor,
+    last_seen: tl.tensor,
+    seq_len: tl.tensor,
+    first: tl.tensor,
+    stop: tl.tensor,
+    scale_log2: tl.float32,
+    pool_stride: tl.int64,
+    MASK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Online softmax of a tile of queries over KV tokens [first, stop), whole blocks.
+
+    Args:
+        acc, peak, total: running sums, in units of the raw scores.
+        last_seen: [BLOCK_M] newest token that each line sees. Read, like `seq_len`, with MASK only.
+    """
+    column = tl.arange(0, BLOCK_N)
+    dim_inside = tl.arange(0, BLOCK_D) < HEAD_DIM
+    for block in range(first, stop, BLOCK_N):
+        token = block + column
+        stored = token
+        if MASK:
+            stored = tl.minimum(token, seq_len - 1)  # never a foreign or unwritten slot: 0 * NaN is NaN
+        slot = slots_of(table, stored, PAGE_SIZE)
+        k_tile = load_heads(k_base + slot[None, :] * pool_stride, dim_inside[:, None], BLOCK_D == HEAD_DIM)
+        scores = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION)
+        if MASK:
+            seen = token[None, :] <= last_seen[:, None]
+            if WINDOW > 0:
+                seen = seen & (token[None, :] > last_seen[:, None] - WINDOW)
+            scores = tl.where(seen, scores, MASKED)
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        weight = tl.exp2(scores * scale_log2 - (new_peak * scale_log2)[:, None])  # one fused multiply-add each
+        fade = tl.exp2((peak - new_peak) * scale_log2)
+        total = total * fade + tl.sum(weight, axis=1)
+        acc = acc * fade[:, None]
+        v_tile = load_heads(v_base + slot[:, None] * pool_stride, dim_inside[None, :], BLOCK_D == HEAD_DIM)
+        acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
+        peak = new_peak
+    return acc, peak, total

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from services.worker.kernels.device import INDEX_POINTERS
 from services.worker.kernels.paged_tiles import LOG2_E, MASKED, load_heads, slots_of
+from services.worker.kernels.shared_attention import SharedWorkspace, Sharing
 from services.worker.kernels.split_plan import SplitWorkspace
 
 PARTIALS_PER_STEP = 32
@@ -30,6 +31,7 @@ def _split_attention_kernel(
     cu_blocks: tl.tensor,
     share_in: tl.tensor,
     first_rows: tl.tensor,
+    starts: tl.tensor,
     out: tl.tensor,
     partial_out: tl.tensor,
     partial_lse: tl.tensor,
@@ -44,6 +46,7 @@ def _split_attention_kernel(
     GROUP: tl.constexpr,
     MAX_Q: tl.constexpr,
     RAGGED_Q: tl.constexpr,
+    STARTS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -86,6 +89,8 @@ def _split_attention_kernel(
             first_token = 0
             if WINDOW > 0:
                 first_token = tl.maximum(seq_len - q_len + 1 - WINDOW, 0)
+            if STARTS:
+                first_token = tl.load(starts + row)
             last_seen = seq_len - q_len + query  # position of each line's query
             peak = tl.full([BLOCK_M], MASKED, tl.float32)
             total = tl.zeros([BLOCK_M], tl.float32)
@@ -109,7 +114,10 @@ def _split_attention_kernel(
                 acc = acc * fade[:, None]
                 acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
             acc = acc * (v_scale / total)[:, None]
-            if (begin == row_begin) & (stop == row_end):
+            whole = (begin == row_begin) & (stop == row_end)
+            if STARTS:
+                whole = whole & (first_token == 0)
+            if whole:
                 out_at = out + (q_begin + query).to(tl.int64)[:, None] * out_stride
                 out_at += head[:, None] * HEAD_DIM + dim[None, :]
                 tl.store(out_at, acc.to(out.dtype.element_ty), mask=line_inside[:, None] & dim_inside[None, :])
@@ -122,6 +130,43 @@ def _split_attention_kernel(
         row += 1
 
 
+@triton.jit
+def _merge_workers(
+    acc: tl.tensor,
+    peak: tl.tensor,
+    total: tl.tensor,
+    partial_out: tl.tensor,
+    partial_lse: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    place: tl.tensor,
+    PLACES: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTIALS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Add what workers first..last left of one query and head.
+
+    Args:
+        place: of worker 0's; the next worker's is PLACES behind it.
+    """
+    dim = tl.arange(0, BLOCK_D)
+    for start in range(first, last + 1, PARTIALS):
+        worker = start + tl.arange(0, PARTIALS)
+        real = worker <= last
+        at = worker.to(tl.int64) * PLACES + place
+        lse = tl.load(partial_lse + at, mask=real, other=MASKED)
+        held = real[:, None] & (dim < HEAD_DIM)[None, :]
+        part = tl.load(partial_out + at[:, None] * HEAD_DIM + dim[None, :], mask=held, other=0.0)
+        new_peak = tl.maximum(peak, tl.max(lse, axis=0))
+        weight = tl.where(real, tl.exp2(lse - new_peak), 0.0)
+        fade = tl.exp2(peak - new_peak)
+        acc = acc * fade + tl.sum(part * weight[:, None], axis=0)
+        total = total * fade + tl.sum(weight, axis=0)
+        peak = new_peak
+    return acc, peak, total
+
+
 @triton.jit(do_not_specialize_on_alignment=INDEX_POINTERS)
 def _merge_kernel(
     cu_q: tl.tensor,
@@ -130,10 +175,17 @@ def _merge_kernel(
     out: tl.tensor,
     partial_out: tl.tensor,
     partial_lse: tl.tensor,
+    chunk_of: tl.tensor,
+    place_of: tl.tensor,
+    chunk_blocks: tl.tensor,
+    chunk_share: tl.tensor,
+    shared_out: tl.tensor,
+    shared_lse: tl.tensor,
     out_stride: tl.int64,
     NUM_Q_HEADS: tl.constexpr,
     MAX_Q: tl.constexpr,
     RAGGED_Q: tl.constexpr,
+    MEMBERS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PARTIALS: tl.constexpr,
@@ -154,26 +206,31 @@ def _merge_kernel(
     out_at = out + (q_begin + query).to(tl.int64) * out_stride + head * HEAD_DIM + dim
     first = row_begin // share
     last = (row_end - 1) // share
+    chunk = -1
+    if MEMBERS > 0:
+        chunk = tl.load(chunk_of + row)
     if query < q_len:
         if row_begin == row_end:
             tl.store(out_at, tl.zeros([BLOCK_D], out.dtype.element_ty), mask=dim_inside)
-        elif first < last:
+        elif (first < last) | (chunk >= 0):
             peak = MASKED + 0.0
             total = 0.0
             acc = tl.zeros([BLOCK_D], tl.float32)
-            for start in range(first, last + 1, PARTIALS):
-                worker = start + tl.arange(0, PARTIALS)
-                real = worker <= last
-                place = (worker + row).to(tl.int64) * (MAX_Q * NUM_Q_HEADS) + tl.program_id(1)
-                lse = tl.load(partial_lse + place, mask=real, other=MASKED)
-                part_at = partial_out + place[:, None] * HEAD_DIM + dim[None, :]
-                part = tl.load(part_at, mask=real[:, None] & dim_inside[None, :], other=0.0)
-                new_peak = tl.maximum(peak, tl.max(lse, axis=0))
-                weight = tl.where(real, tl.exp2(lse - new_peak), 0.0)
-                fade = tl.exp2(peak - new_peak)
-                acc = acc * fade + tl.sum(part * weight[:, None], axis=0)
-                total = total * fade + tl.sum(weight, axis=0)
-                peak = new_peak
+            place = row.to(tl.int64) * (MAX_Q * NUM_Q_HEADS) + tl.program_id(1)
+            acc, peak, total = _merge_workers(
+                acc, peak, total, partial_out, partial_lse, first, last, place, MAX_Q * NUM_Q_HEADS,
+                HEAD_DIM, BLOCK_D, PARTIALS,
+            )  # fmt: skip
+            if MEMBERS > 0:
+                per_worker = tl.load(chunk_share)
+                at = tl.maximum(chunk, 0)
+                first = tl.load(chunk_blocks + at) // per_worker
+                last = tl.where(chunk >= 0, (tl.load(chunk_blocks + at + 1) - 1) // per_worker, -1)
+                place = tl.load(place_of + row).to(tl.int64) * NUM_Q_HEADS + head
+                acc, peak, total = _merge_workers(
+                    acc, peak, total, shared_out, shared_lse, first, last, place, MEMBERS * NUM_Q_HEADS,
+                    HEAD_DIM, BLOCK_D, PARTIALS,
+                )  # fmt: skip
             tl.store(out_at, (acc / total).to(out.dtype.element_ty), mask=dim_inside)
 
 
@@ -190,6 +247,7 @@ def split_attention(
     page_size: int,
     scale: float,
     cu_q: torch.Tensor | None = None,
+    shared: tuple[Sharing, SharedWorkspace] | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
@@ -205,6 +263,7 @@ def split_attention(
         page_size: tokens per page, a power of two.
         scale: of the scores, usually D ** -0.5.
         cu_q: [R + 1] int32; query i of a row sits at position seq_len - q_len + i and sees what is before it.
+        shared: what `shared_attention` has left for these rows; the plan was made with its `starts`.
         k_scale, v_scale: the pools hold k / k_scale and v / v_scale.
     """
     num_rows = seq_lens.shape[0]
@@ -220,17 +279,25 @@ def split_attention(
     config, max_q, ragged = workspace.config, workspace.max_q_len, cu_q is not None
     block_d = triton.next_power_of_2(head_dim)
     cu_q = rows if cu_q is None else cu_q
+    starts = chunk_of = place_of = rows
+    members, chunks = 0, workspace
+    if shared is not None:
+        assert max_q == 1
+        starts, chunk_of, place_of = shared[0].starts, shared[0].chunk_of, shared[0].place_of
+        members, chunks = shared[1].max_members, shared[1].split
     _split_attention_kernel[(workspace.num_workers, num_kv_heads)](
         q, k_pool, v_pool, page_table, rows, seq_lens, cu_q, workspace.cu_blocks, workspace.share,
-        workspace.first_rows, out, workspace.partial_out, workspace.partial_lse,
+        workspace.first_rows, starts, out, workspace.partial_out, workspace.partial_lse,
         scale * k_scale * LOG2_E, v_scale, q.stride(0), out.stride(0), k_pool.stride(0), page_table.stride(0), num_rows,
-        NUM_Q_HEADS=num_q_heads, GROUP=group, MAX_Q=max_q, RAGGED_Q=ragged, HEAD_DIM=head_dim, PAGE_SIZE=page_size,
-        WINDOW=workspace.window, BLOCK_M=max(16, triton.next_power_of_2(group * max_q)), BLOCK_N=config.block_n,
+        NUM_Q_HEADS=num_q_heads, GROUP=group, MAX_Q=max_q, RAGGED_Q=ragged, STARTS=shared is not None,
+        HEAD_DIM=head_dim, PAGE_SIZE=page_size, WINDOW=workspace.window,
+        BLOCK_M=max(16, triton.next_power_of_2(group * max_q)), BLOCK_N=config.block_n,
         BLOCK_D=block_d, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     _merge_kernel[(num_rows, max_q * num_q_heads)](
-        cu_q, workspace.cu_blocks, workspace.share, out, workspace.partial_out, workspace.partial_lse, out.stride(0),
-        NUM_Q_HEADS=num_q_heads, MAX_Q=max_q, RAGGED_Q=ragged, HEAD_DIM=head_dim, BLOCK_D=block_d,
+        cu_q, workspace.cu_blocks, workspace.share, out, workspace.partial_out, workspace.partial_lse,
+        chunk_of, place_of, chunks.cu_blocks, chunks.share, chunks.partial_out, chunks.partial_lse, out.stride(0),
+        NUM_Q_HEADS=num_q_heads, MAX_Q=max_q, RAGGED_Q=ragged, MEMBERS=members, HEAD_DIM=head_dim, BLOCK_D=block_d,
         PARTIALS=PARTIALS_PER_STEP, num_warps=4,
     )  # fmt: skip

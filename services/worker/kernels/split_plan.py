@@ -68,9 +68,9 @@ class SplitWorkspace:
     first_rows: torch.Tensor
     """[num_workers] int32: row in which each worker's range begins."""
     partial_out: torch.Tensor
-    """[num_workers + max_rows, max_q_len * H, D] float32, normalised by its own softmax sum."""
+    """[places, max_q_len * H, D] float32, normalised by its own softmax sum."""
     partial_lse: torch.Tensor
-    """[num_workers + max_rows, max_q_len * H] float32: log2 of the softmax sum."""
+    """[places, max_q_len * H] float32: log2 of the softmax sum."""
 
 
 def split_workspace(
@@ -85,11 +85,16 @@ def split_workspace(
     window: int = 0,
     config: SplitConfig | None = None,
     num_workers: int | None = None,
+    num_partials: int | None = None,
 ) -> SplitWorkspace:
-    """Allocate for batches of up to `max_rows` rows; not inside a graph capture."""
+    """Allocate for batches of up to `max_rows` rows; not inside a graph capture.
+
+    Args:
+        num_partials: places for partial results, where they are not at `worker + row`.
+    """
     config = config or split_config(head_dim, kv_dtype.itemsize)
     workers = num_workers or max(1, sm_count(device) * config.ctas_per_sm // num_kv_heads)
-    slots = workers + max_rows
+    slots = num_partials or workers + max_rows
     return SplitWorkspace(
         config=config,
         num_workers=workers,
@@ -108,6 +113,7 @@ def split_workspace(
 def _plan_split_kernel(
     seq_lens: tl.tensor,
     cu_q: tl.tensor,
+    starts: tl.tensor,
     cu_blocks: tl.tensor,
     share_out: tl.tensor,
     first_rows: tl.tensor,
@@ -116,6 +122,7 @@ def _plan_split_kernel(
     BLOCK_N: tl.constexpr,
     WINDOW: tl.constexpr,
     RAGGED_Q: tl.constexpr,
+    STARTS: tl.constexpr,
     ROWS: tl.constexpr,
     WORKERS: tl.constexpr,
 ) -> None:
@@ -128,6 +135,8 @@ def _plan_split_kernel(
         span = tl.where(q_len > 0, span, 0)
     if WINDOW > 0:
         span = tl.minimum(span, WINDOW + q_len - 1)
+    if STARTS:
+        span -= tl.load(starts + row, mask=real, other=0)
     blocks = (span + BLOCK_N - 1) // BLOCK_N
     ends = tl.cumsum(blocks, axis=0)
     share = tl.maximum((tl.sum(blocks, axis=0) + NUM_WORKERS - 1) // NUM_WORKERS, 1)
@@ -140,20 +149,28 @@ def _plan_split_kernel(
     tl.store(first_rows + worker, tl.sum(passed.to(tl.int32), axis=1), mask=worker < NUM_WORKERS)
 
 
-def plan_split(workspace: SplitWorkspace, seq_lens: torch.Tensor, cu_q: torch.Tensor | None = None) -> None:
+def plan_split(
+    workspace: SplitWorkspace,
+    seq_lens: torch.Tensor,
+    cu_q: torch.Tensor | None = None,
+    starts: torch.Tensor | None = None,
+) -> None:
     """Share out the KV blocks of this step's rows, on the device.
 
     Args:
         seq_lens: [R] int32, tokens in the KV pool including this step's; 0 = padding, its output becomes zeros.
         cu_q: [R + 1] int32 bounds of each row's queries; None = one each.
+        starts: [R] int32 first token that is the row's to attend, below its length; 0 for padding. None = 0.
     """
     num_rows = seq_lens.shape[0]
     assert num_rows <= workspace.max_rows
     assert workspace.max_q_len == 1 or cu_q is not None
+    assert starts is None or workspace.window == 0
     _plan_split_kernel[(triton.cdiv(workspace.num_workers, WORKERS_PER_PROGRAM),)](
-        seq_lens, seq_lens if cu_q is None else cu_q, workspace.cu_blocks, workspace.share, workspace.first_rows,
-        num_rows,
+        seq_lens, seq_lens if cu_q is None else cu_q, seq_lens if starts is None else starts, workspace.cu_blocks,
+        workspace.share, workspace.first_rows, num_rows,
         NUM_WORKERS=workspace.num_workers, BLOCK_N=workspace.config.block_n, WINDOW=workspace.window,
-        RAGGED_Q=cu_q is not None, ROWS=triton.next_power_of_2(workspace.max_rows), WORKERS=WORKERS_PER_PROGRAM,
+        RAGGED_Q=cu_q is not None, STARTS=starts is not None,
+        ROWS=triton.next_power_of_2(workspace.max_rows), WORKERS=WORKERS_PER_PROGRAM,
         num_warps=4,
     )  # fmt: skip

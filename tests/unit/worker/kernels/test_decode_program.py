@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from services.worker.decode_program import DecodeProgram, batch_sizes, prefix_order
+from services.worker.decode_program import batch_sizes
 from services.worker.engine import Engine
 from services.worker.kernels.decode_inputs import BLOCK, decode_inputs, decode_inputs_buffer
-from services.worker.rows import Rows
 from shared.messages.step import RowInit
 from tests.unit.worker.driver import Driver, Extend, make_engine
 
@@ -58,50 +57,11 @@ def test_sizes_rise_to_the_most_rows_and_waste_little(most: int) -> None:
         assert size <= max(rows * 1.6, rows + 2)
 
 
-@pytest.mark.parametrize(("groups", "each", "together"), [(3, 4, 3), (16, 16, 49), (5, 1, 2), (7, 3, 100), (1, 9, 4)])
-def test_rows_with_a_common_prefix_are_attended_together(groups: int, each: int, together: int) -> None:
-    pages = np.random.default_rng().permutation(np.repeat(np.arange(groups), each) + 1)
-    order = prefix_order(pages, together)
-    assert sorted(order.tolist()) == list(range(len(pages)))
-    if len(pages) <= together or each == 1:
-        assert (np.diff(order) == 1).all()
-        return
-    turns = -(-len(pages) // together)
-    for turn in range(turns):  # what the workers, `turns` rows each, have in hand at the same time
-        at_once = pages[order[turn::turns]]
-        assert len(set(at_once.tolist())) <= -(-len(at_once) // each) + 2
-
-
 def engine(checkpoint: Checkpoint, backend: str, device: torch.device, **flags: Any) -> Engine:
     return make_engine(
         checkpoint("qwen3")[0], device=device.type, attention_backend=backend, dtype="float32",
         max_running_requests=4, max_total_tokens=512, **flags,
     )  # fmt: skip
-
-
-class Echo:
-    """A model whose hidden states are its inputs, and an attention that works on two rows at a time."""
-
-    rows_together, name = 2, "echo"
-
-    def attend_decode(self, rows: torch.Tensor, seq_lens: torch.Tensor, slots: torch.Tensor) -> Any:
-        return None
-
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Any) -> torch.Tensor:
-        return torch.stack((ids, positions), dim=1)
-
-
-def test_rows_that_share_a_prefix_are_reordered_for_the_device_only(device: torch.device) -> None:
-    rows = Rows(8, 4, 16, device)
-    numbers = np.array([5, 0, 3, 7, 2, 6], np.int64)
-    rows.append_pages(numbers, np.array([9, 4, 9, 4, 9, 4]), np.ones(6, np.int64))
-    rows.seq_lens.put(numbers, numbers + 1)
-    rows.last_token.copy_(100 + torch.arange(8, device=device))
-    echo = Echo()
-    hidden, index = DecodeProgram(echo, echo, rows).run(numbers)  # type: ignore[arg-type]
-    assert index.tolist() == numbers.tolist()
-    assert hidden[:6].tolist() == [[100 + row, row + 1] for row in numbers.tolist()]
-    assert rows.lengths[numbers].tolist() == (numbers + 2).tolist()
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
@@ -128,3 +88,40 @@ def test_rows_that_come_go_and_pause_get_the_tokens_that_operators_give(
     for got, want in zip(*outputs, strict=True):
         assert got.tokens.tolist() == want.tokens.tolist()
         np.testing.assert_allclose(got.logprobs, want.logprobs, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_that_share_a_prefix_get_the_tokens_that_operators_give(
+    checkpoint: Checkpoint, device: torch.device
+) -> None:
+    """Eleven rows begin with the same 448 tokens' pages; then one of them belongs to a request with another prompt."""
+    shared, count, page_size = 448, 11, 16
+    rng = np.random.default_rng(3)
+    prefix = rng.integers(3, 300, shared).tolist()
+    tails = [rng.integers(3, 300, 1 + row % 3).tolist() for row in range(count)]
+    pages, outputs = shared // page_size, []
+    for backend in ("triton", "torch"):
+        driver = Driver(
+            make_engine(
+                checkpoint("qwen3")[0],
+                device=device.type,
+                attention_backend=backend,
+                dtype="float32",
+                max_running_requests=count,
+                max_total_tokens=4096,
+                page_size=page_size,
+            )
+        )
+        first = driver.run([Extend(0, prefix + tails[0])], new=[RowInit(0, temperature=0.0)])
+        others = range(1, count)
+        rest = driver.run(
+            [Extend(row, tails[row], start=shared) for row in others],
+            new=[RowInit(row, temperature=0.0) for row in others],
+            shared_pages=dict.fromkeys(others, driver.pages_of[0][:pages]),
+        )
+        found = driver.engine._attention.find_shared(np.arange(count)) if backend == "triton" else None  # type: ignore[attr-defined]
+        runs = [first, rest, driver.run(decode=list(range(count))), driver.run(decode=None)]
+        assert backend == "torch" or found is not None
+        runs.append(driver.run([Extend(5, [9, 8, 7])], decode=[], new=[RowInit(5, temperature=0.0)]))
+        runs.append(driver.run(decode=list(range(count))))
+        outputs.append([run.tokens.tolist() for run in runs])
+    assert outputs[0] == outputs[1]
