@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.gpu_sections.workloads import WORKLOADS
 from benchmarks.report import Report
 
-SECTIONS = ("offline", "system", "decode")
+SECTIONS = ("offline", "system", "shared", "decode")
 
 
 def main() -> None:
@@ -70,11 +70,11 @@ def _measure(report: Report, args: argparse.Namespace, folder: Path, figures: di
         from benchmarks.gpu_sections import system
 
         figures["system"] = system.measure(report, folder, args.system_shape, args.depths, args.system_batches)
-    if "decode" not in args.sections:
+    if not {"decode", "shared"} & set(args.sections):
         return
     import torch
 
-    from benchmarks.gpu_sections import steps
+    from benchmarks.gpu_sections import shared_prefix, steps
     from benchmarks.kernel_sections.timing import measure_ceilings
 
     ceilings = measure_ceilings()
@@ -85,6 +85,10 @@ def _measure(report: Report, args: argparse.Namespace, folder: Path, figures: di
         "matrix_tflops": round(ceilings.flops_per_us / 1e6, 1),
     }
     report.note(f"card: {figures['card']}")
+    if "shared" in args.sections:
+        figures["shared"] = shared_prefix.measure(report, ceilings, folder, "8B", "triton")
+    if "decode" not in args.sections:
+        return
     for backend in args.backends:
         batches = args.batches if backend == "triton" else args.torch_batches
         for shape in args.shapes:

@@ -19,41 +19,55 @@ def i32(values: object) -> np.ndarray:
 
 
 class Session:
-    """A batch of greedy rows of equal length. Each row's pages lie one after the other, rows in random order."""
+    """A batch of greedy rows of equal length. Each row's own pages lie one after the other, rows in random order."""
 
-    def __init__(self, engine: Engine, rows: int, context: int, spare: int) -> None:
+    def __init__(self, engine: Engine, rows: int, context: int, spare: int, *, shared: int = 0, each: int = 1) -> None:
         """
         Args:
             context: prompt tokens of a row.
             spare: steps it may then decode.
+            shared: of these, tokens that `each` neighbouring rows have in common.
         """
         self._engine, self._rows, self._context = engine, rows, context
         self._name, self._seq = f"bench-{next(_numbers)}", 0
-        self._pages = -(-(context + spare) // engine.spec.page_size)
-        assert rows * self._pages <= engine.spec.num_pages
+        self._shared, self._each = shared, each
+        self._prefix_pages = shared // engine.spec.page_size
+        self._pages = -(-(context + spare) // engine.spec.page_size) - self._prefix_pages
+        self._own_from = 1 + -(-rows // each) * self._prefix_pages
+        assert self._own_from + rows * self._pages <= engine.spec.num_pages + 1
         self._rng = np.random.default_rng(rows)
         self._places = self._rng.permutation(rows)
 
     def prefill(self, most_tokens: int) -> None:
-        """Compute all prompts, whole rows together, up to `most_tokens` tokens a step."""
-        together = max(1, most_tokens // self._context)
-        for start in range(0, self._rows, together):
-            rows = np.arange(start, min(start + together, self._rows))
-            for at in range(0, self._context, most_tokens):
-                self.extend(rows, at, min(most_tokens, self._context - at))
+        """Compute all prompts, whole rows together, up to `most_tokens` tokens a step; shared ones once."""
+        everybody = np.arange(self._rows)
+        if self._shared:
+            self._prefill(everybody[:: self._each], 0, self._shared, most_tokens)
+        self._prefill(everybody, self._shared, self._context, most_tokens)
 
-    def extend(self, rows: np.ndarray, at: int, count: int) -> None:
-        """One step: `count` tokens of each of `rows`; the last chunk samples."""
-        first, last = at == 0, at + count == self._context
+    def _prefill(self, rows: np.ndarray, begin: int, end: int, most_tokens: int) -> None:
+        together = max(1, most_tokens // (end - begin))
+        for start in range(0, len(rows), together):
+            for at in range(begin, end, most_tokens):
+                self.extend(rows[start : start + together], at, min(most_tokens, end - at))
+
+    def extend(self, rows: np.ndarray, at: int, count: int, decode: np.ndarray | None = None) -> None:
+        """One step: `count` tokens of each of `rows`, where the last chunk samples, beside the rows `decode`."""
+        first, last = at in (0, self._shared), at + count == self._context
+        starts = np.stack(
+            (1 + rows // self._each * self._prefix_pages, self._own_from + self._places[rows] * self._pages)
+        )
+        lens = np.stack((np.full(len(rows), self._prefix_pages), np.full(len(rows), self._pages)))
+        runs = np.flatnonzero(lens.T.ravel())
         self._launch(StepPlan(
             self._engine.spec.engine_id, self._name, self._seq,
             new_rows=[RowInit(int(row), temperature=0.0) for row in rows] if first else [],
-            page_rows=i32(rows) if first else None,
-            page_starts=i32(1 + self._places[rows] * self._pages) if first else None,
-            page_lens=i32(np.full(len(rows), self._pages)) if first else None,
+            page_rows=i32(np.repeat(rows, 2)[runs]) if first else None,
+            page_starts=i32(starts.T.ravel()[runs]) if first else None,
+            page_lens=i32(lens.T.ravel()[runs]) if first else None,
             ext_rows=i32(rows), ext_starts=i32(np.full(len(rows), at)), ext_lens=i32(np.full(len(rows), count)),
             ext_tokens=i32(self._rng.integers(0, self._engine.spec.vocab_size, len(rows) * count)),
-            ext_sample=np.full(len(rows), last, np.uint8), decode_rows=i32([]),
+            ext_sample=np.full(len(rows), last, np.uint8), decode_rows=i32([] if decode is None else decode),
         )).finish()  # fmt: skip
 
     def decode(self, steps: int = 1) -> list[float]:

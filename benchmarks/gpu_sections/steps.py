@@ -32,17 +32,8 @@ Row = dict[str, Any]
 def measure(report: Report, ceilings: Ceilings, folder: Path, shape: str, backend: str, batches: list[int]) -> Row:
     """All figures of one model shape on one backend."""
     most = max(*batches, 8)
-    started_s = time.perf_counter()
-    engine = build_engine(
-        WorkerConfig(
-            model_path=str(write_shape(shape, folder / shape)), load_format="dummy", device="cuda", dtype="bfloat16",
-            attention_backend=backend, context_length=PREFILL_TOKENS + 2 * SPARE, max_running_requests=most,
-            max_total_tokens=max(most * (CONTEXT + 2 * SPARE), 2 * PREFILL_TOKENS),
-        ),  # type: ignore[arg-type]
-        "worker-0-bench",
-        log.setup("bench"),
-    )  # fmt: skip
-    report.note(f"{shape} {backend}: engine built in {time.perf_counter() - started_s:.1f} s")
+    slots = max(most * (CONTEXT + 2 * SPARE), 2 * PREFILL_TOKENS)
+    engine = build(report, folder, shape, backend, PREFILL_TOKENS + 2 * SPARE, most, slots)
     limits = limits_of(SHAPES[shape])
     decode = [_decode(report, ceilings, limits, engine, shape, rows, STEPS[backend]) for rows in batches]
     prefill = [_prefill(report, ceilings, limits, engine, shape, *size) for size in ((1, 8192), (8, 1024))]
@@ -52,6 +43,21 @@ def measure(report: Report, ceilings: Ceilings, folder: Path, shape: str, backen
     return {"shape": shape, "backend": backend, "decode": decode, "prefill": prefill}
 
 
+def build(report: Report, folder: Path, shape: str, backend: str, context: int, rows: int, slots: int) -> Engine:
+    """An engine with random weights."""
+    started_s = time.perf_counter()
+    engine = build_engine(
+        WorkerConfig(
+            model_path=str(write_shape(shape, folder / shape)), load_format="dummy", device="cuda", dtype="bfloat16",
+            attention_backend=backend, context_length=context, max_running_requests=rows, max_total_tokens=slots,
+        ),  # type: ignore[arg-type]
+        "worker-0-bench",
+        log.setup("bench"),
+    )  # fmt: skip
+    report.note(f"{shape} {backend}: engine built in {time.perf_counter() - started_s:.1f} s")
+    return engine
+
+
 def _decode(
     report: Report, ceilings: Ceilings, limits: Limits, engine: Engine, shape: str, rows: int, steps: int
 ) -> Row:
@@ -59,10 +65,11 @@ def _decode(
     session.prefill(PREFILL_TOKENS)
     session.decode(2)
     times = np.diff(session.decode(steps + 1)).tolist()
-    busy_ms, kernels = _device_ms(session.decode)
+    busy_ms, kernels = device_ms(session.decode)
     limit_ms = ceilings.bytes_us(limits.decode_bytes(rows, CONTEXT + steps // 2)) / 1e3
-    row = _row(statistics.median(times) * 1e3, busy_ms, limit_ms) | {"rows": rows, "kernels_ms": kernels}
-    _say(report, f"{shape} {engine.spec.attention_backend} decode batch {rows}", row, "bytes")
+    name = f"{shape} {engine.spec.attention_backend} decode batch {rows}"
+    row = step_row(name, statistics.median(times) * 1e3, busy_ms, limit_ms, kernels) | {"rows": rows}
+    _say(report, row, "bytes")
     return row
 
 
@@ -74,23 +81,26 @@ def _prefill(
 
     run()
     step_ms = min(_seconds(run) for _ in range(3)) * 1e3
-    busy_ms, kernels = _device_ms(run)
+    busy_ms, kernels = device_ms(run)
     limit_ms = ceilings.flops_us(limits.prefill_flops(rows, tokens)) / 1e3
-    row = _row(step_ms, busy_ms, limit_ms) | {"rows": rows, "tokens": tokens, "kernels_ms": kernels}
-    _say(report, f"{shape} {engine.spec.attention_backend} prefill {rows} x {tokens}", row, "matrix rate")
+    name = f"{shape} {engine.spec.attention_backend} prefill {rows} x {tokens}"
+    row = step_row(name, step_ms, busy_ms, limit_ms, kernels) | {"rows": rows, "tokens": tokens}
+    _say(report, row, "matrix rate")
     return row
 
 
-def _row(step_ms: float, busy_ms: float, limit_ms: float) -> Row:
+def step_row(name: str, step_ms: float, busy_ms: float, limit_ms: float, kernels: dict[str, float]) -> Row:
+    """A step's figures beside its limit."""
     return {
-        "step_ms": round(step_ms, 3), "device_ms": round(busy_ms, 3), "limit_ms": round(limit_ms, 3),
+        "name": name, "step_ms": round(step_ms, 3), "device_ms": round(busy_ms, 3), "limit_ms": round(limit_ms, 3),
         "share": round(limit_ms / step_ms, 3), "device_share": round(limit_ms / busy_ms, 3) if busy_ms else None,
+        "kernels_ms": kernels,
     }  # fmt: skip
 
 
-def _say(report: Report, name: str, row: Row, limit: str) -> None:
+def _say(report: Report, row: Row, limit: str) -> None:
     report.note(
-        f"{name}: {row['step_ms']:.2f} ms a step, device busy {row['device_ms']:.2f} ms, limit by {limit} "
+        f"{row['name']}: {row['step_ms']:.2f} ms a step, device busy {row['device_ms']:.2f} ms, limit by {limit} "
         f"{row['limit_ms']:.2f} ms, share {row['share']:.1%}"
     )
 
@@ -102,7 +112,7 @@ def _seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - started_s
 
 
-def _device_ms(run: Callable[[], None]) -> tuple[float, dict[str, float]]:
+def device_ms(run: Callable[[], None]) -> tuple[float, dict[str, float]]:
     """Milliseconds of a step in which kernels ran, and of the kernels that took most of them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(PROFILED):

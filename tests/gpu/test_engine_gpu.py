@@ -135,3 +135,35 @@ def test_a_model_of_real_size_prefills_and_decodes(shape: str, tmp_path: Path) -
 def test_an_unknown_token_row_is_refused_on_a_gpu_too(checkpoint: Callable[[str], Path]) -> None:
     driver = Driver(cuda_engine(checkpoint("llama"), "triton"))
     assert "no sampled token" in driver.fault(driver.plan(decode=[0])).message
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_rows_that_share_a_prefix_get_the_tokens_that_operators_give(
+    checkpoint: Callable[[str], Path], page_size: int, graphs: bool
+) -> None:
+    """Thirty rows begin with the same pages; then one of them belongs to a request with another prompt."""
+    shared, count, rng = 192, 30, np.random.default_rng(3)
+    prefix = rng.integers(3, 300, shared).tolist()
+    tails = [rng.integers(3, 300, 1 + row % 3).tolist() for row in range(count)]
+    others, outputs = range(1, count), []
+    for backend in ("triton", "torch"):
+        driver = Driver(
+            cuda_engine(
+                checkpoint("llama"), backend, dtype="float32", max_running_requests=count, max_total_tokens=8192,
+                page_size=page_size, disable_cuda_graph=not graphs,
+            )
+        )  # fmt: skip
+        runs = [
+            driver.run([Extend(0, prefix + tails[0])], new=[RowInit(0, temperature=0.0)]),
+            driver.run(
+                [Extend(row, tails[row], start=shared) for row in others],
+                new=[RowInit(row, temperature=0.0) for row in others],
+                shared_pages=dict.fromkeys(others, driver.pages_of[0][: shared // page_size]),
+            ),
+        ]
+        runs += [driver.run(decode=list(range(count))) for _ in range(4)]
+        runs.append(driver.run([Extend(5, [9, 8, 7])], decode=[0, 1, 2], new=[RowInit(5, temperature=0.0)]))
+        runs += [driver.run(decode=list(range(count))) for _ in range(4)]
+        outputs.append([run.tokens.tolist() for run in runs])
+    assert outputs[0] == outputs[1]

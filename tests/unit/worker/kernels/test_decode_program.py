@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from services.worker.decode_program import batch_sizes
+from services.worker.attention.shared_prefix import SharedPrefixes
+from services.worker.decode_program import DecodeProgram, batch_sizes
 from services.worker.engine import Engine
 from services.worker.kernels.decode_inputs import BLOCK, decode_inputs, decode_inputs_buffer
+from services.worker.rows import Rows
 from shared.messages.step import RowInit
 from tests.unit.worker.driver import Driver, Extend, make_engine
 
@@ -90,38 +92,43 @@ def test_rows_that_come_go_and_pause_get_the_tokens_that_operators_give(
         np.testing.assert_allclose(got.logprobs, want.logprobs, rtol=1e-3, atol=1e-3)
 
 
-def test_rows_that_share_a_prefix_get_the_tokens_that_operators_give(
-    checkpoint: Checkpoint, device: torch.device
-) -> None:
-    """Eleven rows begin with the same 448 tokens' pages; then one of them belongs to a request with another prompt."""
-    shared, count, page_size = 448, 11, 16
-    rng = np.random.default_rng(3)
-    prefix = rng.integers(3, 300, shared).tolist()
-    tails = [rng.integers(3, 300, 1 + row % 3).tolist() for row in range(count)]
-    pages, outputs = shared // page_size, []
-    for backend in ("triton", "torch"):
-        driver = Driver(
-            make_engine(
-                checkpoint("qwen3")[0],
-                device=device.type,
-                attention_backend=backend,
-                dtype="float32",
-                max_running_requests=count,
-                max_total_tokens=4096,
-                page_size=page_size,
-            )
-        )
-        first = driver.run([Extend(0, prefix + tails[0])], new=[RowInit(0, temperature=0.0)])
-        others = range(1, count)
-        rest = driver.run(
-            [Extend(row, tails[row], start=shared) for row in others],
-            new=[RowInit(row, temperature=0.0) for row in others],
-            shared_pages=dict.fromkeys(others, driver.pages_of[0][:pages]),
-        )
-        found = driver.engine._attention.find_shared(np.arange(count)) if backend == "triton" else None  # type: ignore[attr-defined]
-        runs = [first, rest, driver.run(decode=list(range(count))), driver.run(decode=None)]
-        assert backend == "torch" or found is not None
-        runs.append(driver.run([Extend(5, [9, 8, 7])], decode=[], new=[RowInit(5, temperature=0.0)]))
-        runs.append(driver.run(decode=list(range(count))))
-        outputs.append([run.tokens.tolist() for run in runs])
-    assert outputs[0] == outputs[1]
+class Echo:
+    """A model whose hidden states are its inputs, and an attention that notes what it was told of sharing."""
+
+    name = "echo"
+
+    def __init__(self) -> None:
+        self.found: SharedPrefixes | None = None
+        self.told: list[list[list[int]] | None] = []
+
+    def find_shared(self, rows: np.ndarray) -> SharedPrefixes | None:
+        return self.found
+
+    def attend_decode(self, rows: torch.Tensor, seq_lens: torch.Tensor, slots: torch.Tensor, sharing: Any) -> Any:
+        self.told.append(None if sharing is None else [part.tolist() for part in sharing])
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Any) -> torch.Tensor:
+        return torch.stack((ids, positions), dim=1)
+
+
+def test_a_batch_that_shares_prefixes_has_a_program_of_its_own(device: torch.device) -> None:
+    rows, numbers = Rows(8, 4, 16, device), np.array([5, 0, 3], np.int64)
+    rows.last_token.copy_(100 + torch.arange(8, device=device))
+    echo = Echo()
+    program = DecodeProgram(echo, echo, rows)  # type: ignore[arg-type]
+    program.run(numbers)
+    echo.found = SharedPrefixes(np.array([2, 0]), np.array([2]), np.array([128]))
+    hidden, index = program.run(numbers)  # nothing said that the batch has changed
+    program.forget()
+    program.run(numbers)
+    assert index.tolist() == numbers.tolist()
+    assert hidden[:3].tolist() == [[100 + row, 1] for row in numbers.tolist()]
+    assert echo.told[:2] == [None, None]
+    starts, chunk_of, place_of, members, cu_members, leaders, lens = echo.told[2] or []
+    assert starts == [128, 0, 128, *[0] * 5]
+    assert chunk_of == [0, -1, 0, *[-1] * 5]
+    assert (place_of[0], place_of[2]) == (1, 0)
+    assert members[:2] == [2, 0]
+    assert cu_members == [0, *[2] * 8]
+    assert leaders[0] == 3
+    assert lens == [128, *[0] * 7]
