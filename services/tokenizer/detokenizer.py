@@ -10,8 +10,8 @@ from __future__ import annotations
 from codecs import utf_8_decode
 from typing import Protocol
 
-from services.tokenizer.decode_tables import ByteTable, PieceTable, build_table
-from services.tokenizer.vocabulary import Vocabulary
+from shared.decode_tables import ByteTable, PieceTable, build_table
+from shared.vocabulary import Vocabulary
 
 REPLACEMENT = "\ufffd"
 MAX_HELD_TOKENS = 64

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from services.tokenizer.config import PROMPT_CHARS_PER_TOKEN, TokenizerConfig
 from services.tokenizer.detokenizer import Detokenizers
 from services.tokenizer.template_files import ChatTemplates, load_chat_templates
-from services.tokenizer.vocabulary import Vocabulary, load_vocabulary
 from shared.model_config import load_model_config
 from shared.sampling import NEUTRAL, SamplingParams
+from shared.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from services.tokenizer.chat_template import ChatTemplate
-from services.tokenizer.vocabulary import read_json_object
 from shared.errors import ConfigError, InvalidRequest
 from shared.messages import ChatInput
+from shared.vocabulary import read_json_object
 
 BUILT_IN = Path(__file__).parent / "chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"

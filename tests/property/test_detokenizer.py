@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from services.tokenizer.decode_tables import ByteTable, PieceTable, build_table
 from services.tokenizer.detokenizer import Detokenizers
-from services.tokenizer.vocabulary import Vocabulary
+from shared.decode_tables import ByteTable, PieceTable, build_table
+from shared.vocabulary import Vocabulary
 from tests.unit.tokenizer import tiny
 
 EXACT: dict[str, tuple[Callable[[], Tokenizer], type]] = {

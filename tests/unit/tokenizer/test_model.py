@@ -12,10 +12,10 @@ import pytest
 from services.tokenizer.config import TokenizerConfig
 from services.tokenizer.model import load_model
 from services.tokenizer.schedulers import SchedulerRoll
-from services.tokenizer.vocabulary import load_vocabulary
 from shared.actor import LIVENESS_TIMEOUT_S
 from shared.config import parse_config
 from shared.errors import ConfigError
+from shared.vocabulary import load_vocabulary
 from tests.unit.tokenizer import tiny
 
 

@@ -11,12 +11,12 @@ from services.tokenizer.detokenizer import Detokenizers
 from services.tokenizer.packets import pack
 from services.tokenizer.prompt import Prompt
 from services.tokenizer.streams import Outcome, StreamTable
-from services.tokenizer.vocabulary import Vocabulary
 from shared import messages as m
 from shared import wire
 from shared.errors import InvalidRequest, Overloaded
 from shared.messages.generation import ABORTED, LENGTH, RUNNING, STOPPED
 from shared.sampling import SamplingParams
+from shared.vocabulary import Vocabulary
 from tests.unit.tokenizer import tiny
 
 REPLY = "client.inbox"

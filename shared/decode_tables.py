@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 from tokenizers import Regex, decoders
 
-from services.tokenizer.vocabulary import Vocabulary
+from shared.vocabulary import Vocabulary
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

@@ -1,0 +1,191 @@
+"""Grammars on llguidance: an Earley parser over a lexer of regex derivatives, both with built-in limits.
+
+Every mask is bounded work, which is why grammars that users write run here. Errors of the library are states of a
+matcher, not exceptions; once in error a matcher stays there, so tokens are tried before they are consumed.
+Knows nothing of where grammar text comes from: `sources` makes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.scheduler.grammar.budget import MaskBudget
+from services.scheduler.grammar.forced import forced_tokens
+from services.scheduler.grammar.masks import clear_bits, only_bit, set_bits
+from services.scheduler.grammar.state import GrammarOverrun
+from services.scheduler.grammar.vocabulary import Vocabulary
+from shared.errors import InvalidRequest
+
+_REGEX_FAULT = re.compile(r"regex parse error:\n( +)[^\n]*\n( +)\^+\nerror: ([^\n]*)")
+LIMITS = {
+    "step_lexer_fuel": 200_000,  # about 15 ms of one mask
+    "step_max_items": 100_000,  # about 5 ms of one mask
+    "max_items_in_row": 2_000,
+    "initial_lexer_fuel": 1_000_000,  # about 20 ms when a grammar is built
+    "max_lexer_states": 50_000,  # 1 to 2 kB each
+    "max_grammar_size": 500_000,
+    "verbose_errors": False,
+}
+
+
+class Engine:
+    """The library's view of the vocabulary. Built once per process (0.4 s for 150,000 tokens)."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        from llguidance import LLParserLimits, LLTokenizer
+
+        self.vocabulary = vocabulary
+        self.words = (vocabulary.size + 1 + 31) // 32
+        self.tokenizer: Any = LLTokenizer(_Wrapper(vocabulary), n_vocab=vocabulary.size + 1, eos_token=vocabulary.size)  # type: ignore[arg-type]
+        named = vocabulary.special_ids
+        self.known = np.array([bool(data) or i in named for i, data in enumerate(vocabulary.token_bytes)])
+        self.limits: Any = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
+
+    def build(self, source: str, param: str) -> LlguidanceGrammar:
+        """Build and try a grammar. Bounded by `LIMITS`; releases the interpreter lock.
+
+        Args:
+            source: what `LLMatcher.grammar_from_*` returns.
+            param: the field to blame.
+
+        Raises:
+            InvalidRequest: the library refuses it, or no text satisfies it.
+        """
+        from llguidance import LLMatcher
+
+        matcher: Any = LLMatcher(self.tokenizer, source, log_level=0, limits=self.limits)
+        _raise_if_error(matcher, param)
+        grammar = LlguidanceGrammar(self, matcher, 65_536 + 64 * len(source))
+        first = _State(grammar, frozenset())
+        mask = np.zeros((self.vocabulary.size + 31) // 32, np.int32)
+        try:
+            first.fill(mask)
+        except GrammarOverrun as fault:
+            text = "no text satisfies it" if "NoExtension" in fault.message else fault.message
+            raise InvalidRequest(f"{param}: {text}", param=param) from fault
+        if not mask.any():
+            raise InvalidRequest(f"{param}: only the empty text satisfies it", param=param)
+        return grammar
+
+
+class LlguidanceGrammar:
+    """A matcher at its start, which is copied for every request (some microseconds)."""
+
+    backend = "llguidance"
+
+    def __init__(self, engine: Engine, matcher: Any, size_bytes: int) -> None:
+        self.engine = engine
+        self.matcher = matcher
+        self.size_bytes = size_bytes
+
+    def start(self, stop_ids: frozenset[int]) -> _State:
+        return _State(self, frozenset(i for i in stop_ids if 0 <= i < self.engine.vocabulary.size))
+
+
+class _State:
+    """See `state.GrammarState`. The library's own end token (id V) is never shown to anybody."""
+
+    __slots__ = ("_budget", "_engine", "_matcher", "_stop_ids", "_stops_taken", "_words")
+
+    def __init__(self, grammar: LlguidanceGrammar, stop_ids: frozenset[int]) -> None:
+        self._engine = grammar.engine
+        self._matcher = grammar.matcher.deep_copy()
+        self._stop_ids = stop_ids
+        self._stops_taken = 0
+        self._words = np.zeros(self._engine.words, np.int32)
+        self._budget = MaskBudget()
+
+    @property
+    def ended(self) -> bool:
+        return self._stops_taken > 0
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._matcher.is_accepting()) and not self._matcher.is_error()
+
+    @property
+    def exhausted(self) -> bool:
+        return bool(self._matcher.is_stopped()) and self.complete
+
+    def accept(self, token_id: int) -> bool:
+        if self._stops_taken:
+            return False
+        if token_id in self._stop_ids:
+            self._stops_taken = int(self.complete)
+            return self._stops_taken > 0
+        if not self._engine.known[token_id : token_id + 1]:
+            return False
+        return bool(self._matcher.try_consume_tokens([token_id]) == 1)
+
+    def rollback(self, count: int) -> None:
+        stops = min(count, self._stops_taken)
+        self._stops_taken -= stops
+        if count > stops:
+            done = self._matcher.rollback(count - stops)
+            assert done, f"cannot take {count} tokens back: {self._matcher.get_error()}"
+
+    def fill(self, mask: NDArray[np.int32]) -> None:
+        assert not self._stops_taken, "nothing may follow a stop token"
+        words = self._compute()
+        mask[:] = words[: len(mask)]
+        if not mask.any() and not self.complete:
+            raise GrammarOverrun("the grammar came to a place where no token of this model can follow")
+
+    def _compute(self) -> NDArray[np.int32]:
+        """The mask in [ceil((V + 1) / 32)] words, stop ids as they should be."""
+        self._budget.begin()
+        self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        if self._matcher.is_error():
+            raise GrammarOverrun(f"the grammar is too expensive to follow: {_reason(self._matcher)}")
+        self._budget.end()
+        clear_bits(self._words, (self._engine.vocabulary.size,))
+        (set_bits if self.complete else clear_bits)(self._words, self._stop_ids)
+        return self._words
+
+    def only_token(self) -> int | None:
+        try:
+            return only_bit(self._compute())
+        except GrammarOverrun:
+            return None
+
+    def forced_text(self) -> bytes:
+        return bytes(self._matcher.compute_ff_bytes())
+
+    def forced(self, context: Sequence[int], limit: int) -> list[int]:
+        return forced_tokens(self, self._engine.vocabulary, self._stop_ids, context, limit)
+
+
+class _Wrapper:
+    """A tokenizer as `LLTokenizer` wants it. The end token is one that the model does not have."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        names = {i: text.encode() for text, i in vocabulary.special_tokens.items()}
+        self.tokens = [names.get(i, data) for i, data in enumerate(vocabulary.token_bytes)] + [b"<end>"]
+        self.special_token_ids = [*sorted(vocabulary.special_ids), vocabulary.size]
+        self.eos_token_id = vocabulary.size
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._vocabulary.encode(text.encode() if isinstance(text, str) else text)
+
+
+def _raise_if_error(matcher: Any, param: str) -> None:
+    if matcher.is_error():
+        raise InvalidRequest(f"{param}: {_reason(matcher)}", param=param)
+
+
+def _reason(matcher: Any) -> str:
+    """The library's message in one line, without the dump of its state."""
+    text = re.split(r"<state>|<non-verbose/>", str(matcher.get_error()))[0].rstrip()
+    if found := _REGEX_FAULT.search(text):
+        return f"{found[3]}, at character {len(found[2]) - len(found[1]) + 1}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines)[:500]

@@ -1,0 +1,37 @@
+"""Bits of a token mask: int32 words, bit i % 32 of word i // 32 belongs to token i."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BIT = (np.uint32(1) << np.arange(32, dtype=np.uint32)).view(np.int32)
+
+
+def set_bits(words: NDArray[np.int32], token_ids: Iterable[int]) -> None:
+    """Allow tokens."""
+    for i in token_ids:
+        words[i >> 5] |= _BIT[i & 31]
+
+
+def clear_bits(words: NDArray[np.int32], token_ids: Iterable[int]) -> None:
+    """Forbid tokens."""
+    for i in token_ids:
+        words[i >> 5] &= ~_BIT[i & 31]
+
+
+def only_bit(words: NDArray[np.int32]) -> int | None:
+    """The allowed token when there is exactly one."""
+    (used,) = np.nonzero(words)
+    if len(used) != 1:
+        return None
+    word = int(words[used[0]]) & 0xFFFFFFFF
+    return None if word & (word - 1) else int(used[0]) * 32 + word.bit_length() - 1
+
+
+def allowed_ids(words: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Ids of all allowed tokens, ascending. Shape [count], int64."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    return np.nonzero(bits)[0]
