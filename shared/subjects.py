@@ -57,6 +57,9 @@ class Subjects:
     def engine_plan(self, engine_id: str) -> str:
         return f"{self.root}.engine.{engine_id}.plan"
 
+    def engine_masks(self, engine_id: str) -> str:
+        return f"{self.root}.engine.{engine_id}.masks"
+
     def scheduler_result(self, session: str) -> str:
         return f"{self.root}.scheduler.{session}.result"
 
@@ -139,6 +142,8 @@ CATALOG: tuple[Entry, ...] = (
     Entry("engine.<id>.plan", "scheduler", "every rank of the engine", "", m.StepPlan, None, False,
           "a gap in `seq`: the rank reports a fault, the scheduler starts a new session; no next plan: `EngineInfo` "
           "tells that rank 0 lacks it, the step timeout that another rank does"),
+    Entry("engine.<id>.masks", "scheduler", "worker rank 0", "", m.StepMasks, None, False,
+          "the step waits for them, then rank 0 reports a fault and the scheduler starts a new session"),
     Entry("scheduler.<session>.result", "worker rank 0", "scheduler", "", m.StepResult, None, False,
           "a gap in `seq`, or `EngineInfo` says it was sent: the scheduler starts a new session and re-queues the "
           "engine's requests"),

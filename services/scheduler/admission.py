@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from services.scheduler import forced_runs
 from services.scheduler.plan_draft import Extend, PlanDraft
 from services.scheduler.request import Req
 from services.scheduler.rows import RowTable
@@ -124,6 +125,8 @@ def _start(engine: Engine, draft: PlanDraft, req: Req, cached: I32, count: int, 
         engine.totals.admitted(req.prompt_len, prefix_len)
     fresh = pool.alloc(count)
     row = rows.take(req, engine.outbox.owner(req.tokenizer_id))
+    if req.constraint is not None:
+        forced_runs.look_ahead(engine, req)
     rows.append_pages(row, cached, private=False)
     rows.append_pages(row, fresh, private=True)
     pages = rows.page_table[row, : rows.num_pages[row]].copy()

@@ -8,6 +8,7 @@ from typing import Literal
 from shared.config import CommonConfig, option
 from shared.errors import ConfigError
 
+GrammarBackend = Literal["auto", "xgrammar", "llguidance"]
 SchedulePolicy = Literal["lpm", "fcfs", "priority"]
 
 
@@ -16,6 +17,21 @@ class SchedulerConfig:
     """Resolved once in `__main__`, passed down, never mutated."""
 
     common: CommonConfig = field(default_factory=CommonConfig)
+    model_path: str = option(
+        "", help="model directory with tokenizer.json and config.json; without it requests with grammars are refused",
+        group="grammar", metavar="DIR",
+    )  # fmt: skip
+    grammar_backend: GrammarBackend = option(
+        "auto", help="what compiles and follows grammars; auto is llguidance, whose masks are bounded work",
+        group="grammar",
+    )  # fmt: skip
+    grammar_timeout_s: float = option(10.0, help="seconds that one grammar may compile", group="grammar")
+    grammar_memory_bytes: int = option(1 << 30, help="memory that compiling may take in its process", group="grammar")
+    grammar_cache_bytes: int = option(256 << 20, help="compiled grammars kept for later requests", group="grammar")
+    grammar_workers: int = option(2, help="processes that compile grammars, started by the first one", group="grammar")
+    max_queued_grammars: int = option(
+        256, help="different grammars that may wait to be compiled before requests get 429", group="grammar"
+    )
     schedule_policy: SchedulePolicy = option(
         "lpm", help="order of the waiting queue: longest cached prefix, arrival, or priority", group="scheduler"
     )
@@ -34,6 +50,9 @@ class SchedulerConfig:
     schedule_conservativeness: float = option(
         1.0, help="larger values admit fewer requests at once and retract less", group="scheduler"
     )
+    disable_jump_forward: bool = option(
+        False, help="sample every token of constrained requests, forced ones too", group="scheduler"
+    )
     disable_radix_cache: bool = option(False, help="share no prefixes between requests", group="scheduler")
     max_queued_requests: int = option(2048, help="waiting requests before new ones get 429", group="scheduler")
     queue_timeout_s: float = option(120.0, help="seconds a request may wait to be started", group="scheduler")
@@ -49,8 +68,8 @@ class SchedulerConfig:
             raise ConfigError(f"--chunked-prefill-size {self.chunked_prefill_size}: use a positive number, 0 or -1")
         if self.schedule_conservativeness <= 0:
             raise ConfigError(f"--schedule-conservativeness {self.schedule_conservativeness}: use a positive number")
-        if self.max_queued_requests < 1:
-            raise ConfigError(f"--max-queued-requests {self.max_queued_requests}: use a positive number")
-        for name in ("starvation_limit_s", "queue_timeout_s", "step_timeout_s"):
+        for name in ("starvation_limit_s", "queue_timeout_s", "step_timeout_s", "max_queued_requests",
+                     "grammar_timeout_s", "grammar_memory_bytes", "grammar_cache_bytes", "grammar_workers",
+                     "max_queued_grammars"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: use a positive number")

@@ -14,10 +14,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from services.scheduler import admission, results
+from services.scheduler import admission, forced_runs, results
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.kv_events import KvEventLog
 from services.scheduler.lost_steps import LostSteps
+from services.scheduler.mask_bank import MaskBank
 from services.scheduler.outbox import Outbox
 from services.scheduler.plan_draft import NONE, Extend, InFlight, PlanDraft
 from services.scheduler.pool import Pool
@@ -58,6 +59,7 @@ class Engine:
             info.num_pages, info.page_size, info.max_rows, info.context_length,
             share_prefixes=not config.disable_radix_cache, observer=self.kv_log,
         )  # fmt: skip
+        self.mask_bank = MaskBank(info.mask_slots, info.vocab_size)
         self.queue = WaitingQueue(config.schedule_policy, config.starvation_limit_s)
         self.prefilling: list[Req] = []
         """Admitted, prompt not completely dispatched; in order of admission."""
@@ -142,10 +144,11 @@ class Engine:
         draft = PlanDraft()
         now = self.clock()
         with self.stages.measure("plan"):
-            retracted = self._decode(draft)
             room = self.config.chunked_prefill_size or self.info.prefill_tokens
             room = room if room > 0 else 1 << 30
-            room = self._continue_prefills(draft, max(room - len(draft.decode), 1))
+            retracted = self._decode(draft, room)
+            taken = len(draft.decode) + sum(extend.count for extend in draft.extends)
+            room = self._continue_prefills(draft, max(room - taken, 1))
         full = retracted and self.pool.rows.used_rows > 0
         if not full and room > 0 and len(self.queue):
             with self.stages.measure("admit"):
@@ -174,6 +177,11 @@ class Engine:
         """
         with self.stages.measure("apply"):
             results.apply(self, result)
+
+    def masks(self) -> list[m.StepMasks]:
+        """What the constrained rows of the plans under way may sample, as far as it is known now."""
+        with self.stages.measure("masks"):
+            return [msg for record in self.in_flight for msg in forced_runs.masks(self, record)]
 
     def extend(self, draft: PlanDraft, req: Req, room: int) -> int:
         """Put the next chunk of a prompt into the plan; returns its tokens."""
@@ -223,10 +231,10 @@ class Engine:
             running_reqs=rows.used_rows, max_rows=rows.max_rows, in_flight_steps=len(self.in_flight), steps=self.seq,
         )  # fmt: skip
 
-    def _decode(self, draft: PlanDraft) -> bool:
+    def _decode(self, draft: PlanDraft, room: int) -> bool:
         """Let every decoding row take a step, retracting the latest ones if pages run out; True if any was."""
         rows, size = self.pool.rows, self.pool.page_size
-        candidates = rows.decode_candidates()
+        candidates = forced_runs.take(self, draft, rows.decode_candidates(), room)
         if len(candidates) == 0:
             return False
         growing = candidates[rows.disp_len[candidates] == rows.num_pages[candidates] * size]

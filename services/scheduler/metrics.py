@@ -28,6 +28,7 @@ class SchedulerMetrics:
         yield CounterMetricFamily("rhizome_prompt_tokens", "Prompt tokens of started requests", t.prompt_tokens)
         yield CounterMetricFamily("rhizome_cached_tokens", "Prompt tokens found in the radix cache", t.cached_tokens)
         yield CounterMetricFamily("rhizome_generation_tokens", "Tokens generated", t.generation_tokens)
+        yield CounterMetricFamily("rhizome_forced_tokens", "Tokens that grammars forced, not sampled", t.forced_tokens)
         yield CounterMetricFamily("rhizome_retractions", "Requests sent back to the queue", t.retractions)
         yield CounterMetricFamily("rhizome_requests_aborted", "Requests ended before their end", t.aborted)
         yield from self._engines()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.scheduler.request import Req
+from services.scheduler.token_logprobs import Index, TokenLogprobs
 from shared import messages as m
 from shared.errors import RhizomeError
 from shared.messages.generation import ABORTED, RUNNING
@@ -42,18 +43,21 @@ class Outbox:
         return out
 
     def tokens(
-        self, owners: I32, handles: npt.NDArray[np.uint32], totals: I32, tokens: I32, finish: U8, cached: I32,
-        logprobs: F32 | None = None, top_ids: I32 | None = None, top_logprobs: F32 | None = None,
+        self, owners: I32, handles: npt.NDArray[np.uint32], counts: I32, totals: I32, tokens: I32, finish: U8,
+        cached: I32, logprobs: TokenLogprobs | None = None,
     ) -> None:  # fmt: skip
-        """One token for each of N rows; all arrays are [N] or [N, K]."""
+        """Tokens of N rows, `counts` [N] of each in `tokens` and `logprobs`; the other arrays are [N]."""
         for owner in np.unique(owners):
-            pick = slice(None) if len(self._ids) == 1 else np.flatnonzero(owners == owner)
+            pick: Index | slice = slice(None)
+            several: Index | slice = pick
+            if len(self._ids) > 1:
+                pick, several = np.flatnonzero(owners == owner), np.flatnonzero(np.repeat(owners, counts) == owner)
+            of = None if logprobs is None else logprobs.take(several)
             batch = m.TokenBatch(
-                scheduler_id=self._scheduler_id, handles=handles[pick], counts=np.ones(len(handles[pick]), np.int32),
-                totals=totals[pick], tokens=tokens[pick], finish=finish[pick], cached_tokens=cached[pick],
-                logprobs=None if logprobs is None else logprobs[pick],
-                top_ids=None if top_ids is None else top_ids[pick],
-                top_logprobs=None if top_logprobs is None else top_logprobs[pick],
+                scheduler_id=self._scheduler_id, handles=handles[pick], counts=counts[pick], totals=totals[pick],
+                tokens=tokens[several], finish=finish[pick], cached_tokens=cached[pick],
+                logprobs=None if of is None else of.chosen, top_ids=None if of is None else of.top_ids,
+                top_logprobs=None if of is None else of.top,
             )  # fmt: skip
             self.pending.append((self._ids[owner], batch))
 

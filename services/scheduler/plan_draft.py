@@ -19,7 +19,7 @@ NONE = np.empty(0, np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """One extend row of a plan: tokens [start, start + count) of the request's prompt."""
+    """One extend row of a plan: tokens [start, start + count) of a request, of its prompt or forced by its grammar."""
 
     req: Req
     row: int
@@ -28,6 +28,18 @@ class Extend:
     sample: bool
     ends_prompt: bool
     logprob_start: int
+    forced: int = 0
+    """Last tokens of the chunk that a grammar forced: output, not prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A row of a plan that a grammar constrains."""
+
+    row: int
+    req: Req
+    number: int
+    """Of the token that the plan samples, among the request's output: 1, 2, 3, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +49,14 @@ class InFlight:
     seq: int
     sampled: I32
     """[S] rows in the order of the result's tokens"""
+    lead: I32
+    """[S] forced tokens that the row gets before its sampled one"""
     touched: I32
     """[E + D] distinct rows"""
     extends: list[Extend]
     sent_s: float
+    masked: list[Masked]
+    """Rows whose masks were not sent yet."""
 
 
 class PlanDraft:
@@ -72,18 +88,24 @@ class PlanDraft:
         page_rows, page_starts, page_lens = (
             page_runs(np.concatenate(self._page_rows), np.concatenate(self._pages)) if self._pages else (None,) * 3
         )
+        sampled = np.concatenate((sampled_ext, self.decode))
+        masked = sampled[table.constrained[sampled]]
         same = len(self.decode) == len(last_decode) and bool((self.decode == last_decode).all())
         plan = m.StepPlan(
             engine_id=engine_id, session=session, seq=seq, new_rows=self.new_rows,
             page_rows=page_rows, page_starts=page_starts, page_lens=page_lens,
-            decode_rows=None if same and seq else self.decode,
+            decode_rows=None if same and seq else self.decode, masked_rows=masked if len(masked) else None,
         )  # fmt: skip
         record = InFlight(
             seq=seq,
-            sampled=np.concatenate((sampled_ext, self.decode)),
+            sampled=sampled,
+            lead=np.concatenate(
+                (np.array([e.forced for e in self.extends if e.sample], np.int32), np.zeros(len(self.decode), np.int32))
+            ),
             touched=np.concatenate((ext_rows, self.decode)),
             extends=self.extends,
             sent_s=now_s,
+            masked=[Masked(row, _owner(table, row), int(table.out_sent[row])) for row in masked.tolist()],
         )
         return (self._with_extends(plan, ext_rows, table) if self.extends else plan), record
 
@@ -94,6 +116,7 @@ class PlanDraft:
             ext_next = np.array(
                 [-1 if e.ends_prompt else table.tokens[e.row, e.start + e.count] for e in self.extends], np.int32
             )
+        forced = np.array([e.forced for e in self.extends], np.int32)
         return dataclasses.replace(
             plan,
             ext_rows=ext_rows,
@@ -103,4 +126,11 @@ class PlanDraft:
             ext_sample=np.array([e.sample for e in self.extends], np.uint8),
             ext_lp_starts=lp_starts,
             ext_next=ext_next,
+            ext_forced=forced if forced.any() else None,
         )
+
+
+def _owner(table: RowTable, row: int) -> Req:
+    req = table.reqs[row]
+    assert req is not None
+    return req

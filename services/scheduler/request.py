@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from services.scheduler.constraint import Constraint
 from services.scheduler.radix_cache import RadixCache, RadixNode
 from shared import messages as m
+from shared.grammar import GrammarSpec
 from shared.sampling import SamplingParams
 
 I32 = npt.NDArray[np.int32]
@@ -68,13 +70,18 @@ class Req:
     done: bool = False
     """Has had its last word; whatever still arrives for it is ignored."""
     queued_since_s: float = 0.0
+    grammar: GrammarSpec | None = None
+    constraint: Constraint | None = None
+    """Set once the grammar is compiled; until then the request is on no engine."""
+    eos_ids: frozenset[int] = frozenset()
+    """What ends a text that a grammar says is complete."""
     losses: int = 0
     """Engines that failed while it ran; a request that takes engines down is not tried for ever."""
 
     @classmethod
     def from_message(cls, msg: m.TokenizedRequest, now_s: float) -> Req:
         stop_ids = set(msg.sampling.stop_token_ids)
-        if not msg.sampling.ignore_eos:
+        if not msg.sampling.ignore_eos or msg.grammar is not None:  # a complete text allows nothing else
             stop_ids |= set(msg.eos_token_ids)
         assert msg.sampling.max_new_tokens is not None
         return cls(
@@ -83,7 +90,8 @@ class Req:
             stop_ids=frozenset(stop_ids), return_logprob=msg.return_logprob, top_logprobs_num=msg.top_logprobs_num,
             logprob_start=msg.logprob_start_len if msg.return_logprob else -1, priority=msg.priority,
             cache_salt=msg.cache_salt, arrived_s=now_s, queued_since_s=now_s,
-            deadline_s=now_s + msg.timeout_s if msg.timeout_s else float("inf"),
+            deadline_s=now_s + msg.timeout_s if msg.timeout_s else float("inf"), grammar=msg.grammar,
+            eos_ids=frozenset(msg.eos_token_ids),
         )  # fmt: skip
 
     @property
@@ -101,13 +109,14 @@ class Req:
     def row_init(self, row: int) -> m.RowInit:
         """What the worker has to know when this request gets a row."""
         s = self.sampling
+        least = 0 if self.grammar is not None else s.min_new_tokens  # the grammar decides what may end when
         penalised = s.repetition_penalty not in (None, 1.0) or s.presence_penalty != 0 or s.frequency_penalty != 0
         return m.RowInit(
             row=row,
             temperature=_given(s.temperature, 1.0), top_p=_given(s.top_p, 1.0), top_k=int(_given(s.top_k, -1)),
             min_p=_given(s.min_p, 0.0), presence_penalty=s.presence_penalty, frequency_penalty=s.frequency_penalty,
             repetition_penalty=_given(s.repetition_penalty, 1.0), seed=s.seed, num_generated=self.num_generated,
-            min_new_tokens=s.min_new_tokens, stop_ids=sorted(self.stop_ids) if s.min_new_tokens else [],
+            min_new_tokens=least, stop_ids=sorted(self.stop_ids) if least else [],
             logit_bias=s.logit_bias, return_logprob=self.return_logprob, top_logprobs_num=self.top_logprobs_num,
             history_ids=self.ids[: self.prompt_len].tolist() if s.repetition_penalty not in (None, 1.0) else [],
             output_ids=self.ids[self.prompt_len :].tolist() if penalised else [],

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from services.scheduler import forced_runs
 from services.scheduler.plan_draft import Extend, InFlight
+from services.scheduler.token_logprobs import TokenLogprobs
 from shared import messages as m
-from shared.errors import WireError
+from shared.errors import RhizomeError, WireError
 from shared.messages.generation import LENGTH, RUNNING, STOPPED
 
 if TYPE_CHECKING:
@@ -39,37 +41,59 @@ def apply(engine: Engine, result: m.StepResult) -> None:
     engine.stages.seconds["wait"] += now - max(record.sent_s, engine.answered_s)
     engine.answered_s = now
     rows.in_flight[record.touched] -= 1
-    if result.prompt_counts is not None:
-        _prompt_logprobs(engine, record, result)
-    _tokens(engine, record, result)
+    forced = {} if result.prompt_counts is None else _prompt_logprobs(engine, record, result)
+    _follow_grammars(engine, record, result.tokens)
+    _tokens(engine, record, result, forced)
     _prompts_without_output(engine, record)
     leaving = record.touched[(rows.in_flight[record.touched] == 0) & ~rows.decoding[record.touched]]
     for row in leaving.tolist():
         engine.release_if_idle(row)
 
 
-def _tokens(engine: Engine, record: InFlight, result: m.StepResult) -> None:
+def _follow_grammars(engine: Engine, record: InFlight, tokens: I32) -> None:
+    """Tell the grammars of constrained rows what has followed; a request whose grammar refuses it has failed."""
+    rows = engine.pool.rows
+    constrained = rows.constrained[record.sampled] & ~rows.done[record.sampled]
+    for i in np.flatnonzero(constrained).tolist():
+        row = int(record.sampled[i])
+        req, start = rows.reqs[row], int(rows.known_len[row])
+        assert req is not None
+        assert req.constraint is not None
+        lead = rows.tokens[row, start : start + int(record.lead[i])].tolist()
+        try:
+            req.constraint.took([*lead, int(tokens[i])])
+        except RhizomeError as fault:
+            engine.fail(req, fault)
+
+
+def _tokens(engine: Engine, record: InFlight, result: m.StepResult, forced: dict[int, TokenLogprobs]) -> None:
     rows = engine.pool.rows
     keep = np.flatnonzero(~rows.done[record.sampled])
     if len(keep) == 0:
         return
-    live, tokens = record.sampled[keep], result.tokens[keep]
-    rows.tokens[live, rows.known_len[live]] = tokens
-    rows.known_len[live] += 1
-    rows.out_known[live] += 1
+    live, tokens, counts = record.sampled[keep], result.tokens[keep], record.lead[keep] + 1
+    rows.known_len[live] += counts
+    rows.out_known[live] += counts
+    rows.tokens[live, rows.known_len[live] - 1] = tokens
     finish = _finish_codes(engine, live, tokens)
     cached = rows.cached_report[live]
     rows.cached_report[live] = -1
-    engine.totals.generation_tokens += len(live)
+    engine.totals.generation_tokens += int(counts.sum())
+    sampled = TokenLogprobs.of(result.logprobs, result.top_ids, result.top_logprobs, keep)
+    if len(tokens) != counts.sum():
+        every = np.repeat(live, counts)
+        tokens = rows.tokens[every, np.repeat(rows.known_len[live] - counts, counts) + _within(counts)]
+        sampled = None if sampled is None else sampled.behind(forced, live, counts)
     engine.outbox.tokens(
-        rows.owner[live], rows.handle[live], rows.out_known[live], tokens, finish, cached,
-        None if result.logprobs is None else result.logprobs[keep],
-        None if result.top_ids is None else result.top_ids[keep],
-        None if result.top_logprobs is None else result.top_logprobs[keep],
-    )  # fmt: skip
+        rows.owner[live], rows.handle[live], counts, rows.out_known[live], tokens, finish, cached, sampled
+    )
     ended = live[finish != RUNNING]
     for row in ended.tolist():
         _finished(engine, row)
+    for row in live[rows.constrained[live] & (finish == RUNNING)].tolist():
+        req = rows.reqs[row]
+        assert req is not None
+        forced_runs.look_ahead(engine, req)
 
 
 def _finish_codes(engine: Engine, live: I32, tokens: I32) -> U8:
@@ -103,10 +127,11 @@ def _finished(engine: Engine, row: int) -> None:
     engine.end(req)
 
 
-def _prompt_logprobs(engine: Engine, record: InFlight, result: m.StepResult) -> None:
+def _prompt_logprobs(engine: Engine, record: InFlight, result: m.StepResult) -> dict[int, TokenLogprobs]:
+    """Deliver what prompts asked for; returns, by row, what belongs to forced tokens of the output."""
     assert result.prompt_counts is not None
     assert result.prompt_logprobs is not None
-    rows, at = engine.pool.rows, 0
+    rows, at, forced = engine.pool.rows, 0, {}
     for extend, count in zip(record.extends, result.prompt_counts.tolist(), strict=True):
         part = slice(at, at + count)
         at += count
@@ -115,6 +140,9 @@ def _prompt_logprobs(engine: Engine, record: InFlight, result: m.StepResult) -> 
         values = result.prompt_logprobs[part]
         top_ids = None if result.prompt_top_ids is None else result.prompt_top_ids[part]
         top = None if result.prompt_top_logprobs is None else result.prompt_top_logprobs[part]
+        if extend.forced:
+            forced[extend.row] = TokenLogprobs(values, top_ids, top)
+            continue
         if extend.start == 0 and extend.logprob_start == 0:
             values, top_ids, top = _with_first_position(values, top_ids, top)
         if len(values):
@@ -123,6 +151,13 @@ def _prompt_logprobs(engine: Engine, record: InFlight, result: m.StepResult) -> 
             total = int(rows.out_known[extend.row])
             engine.outbox.prompt_logprobs(extend.req, cached, total, values, top_ids, top)
         _advance(extend)
+    return forced
+
+
+def _within(counts: I32) -> I32:
+    """0..counts[0]-1, 0..counts[1]-1, ... as one array."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts).astype(np.int32)
 
 
 def _advance(extend: Extend) -> None:

@@ -19,6 +19,8 @@ def choose(engines: Iterable[Engine], req: Req) -> Engine | None:
     """The cheapest engine that takes requests and can hold this one, or None."""
     best, best_cost = None, float("inf")
     for engine in engines:
+        if req.grammar is not None and not engine.info.mask_slots:
+            continue
         if engine.info.state != "ready" or engine.capacity_tokens < req.prompt_len + req.max_new_tokens:
             continue
         cost = len(req.ids) - engine.pool.match_len(req) + LOAD_WEIGHT * engine.load_tokens

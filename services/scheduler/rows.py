@@ -46,6 +46,8 @@ class RowTable:
         """Prompt dispatched, not ended, not being retracted."""
         self.done = np.ones(max_rows, np.bool_)
         """Results for this row are ignored."""
+        self.constrained = np.zeros(max_rows, np.bool_)
+        """A grammar says what may be sampled."""
         self.handle = np.zeros(max_rows, np.uint32)
         self.owner = np.zeros(max_rows, np.int32)
         """Index of the tokenizer."""
@@ -71,6 +73,9 @@ class RowTable:
         row = self._free.pop()
         n = len(req.ids)
         self.tokens[row, :n] = req.ids
+        self.constrained[row] = req.constraint is not None
+        if req.constraint is not None:
+            self.expect(row, n, req.constraint.forced)
         self.num_pages[row] = 0
         self.known_len[row] = self.prefill_len[row] = n
         self.disp_len[row] = 0
@@ -85,6 +90,10 @@ class RowTable:
         self.reqs[row] = req
         req.row = row
         return row
+
+    def expect(self, row: int, at: int, tokens: list[int]) -> None:
+        """These tokens will follow from position `at` on; they are not known yet."""
+        self.tokens[row, at : at + len(tokens)] = tokens
 
     def detach(self, req: Req) -> None:
         """The request takes its tokens along and can wait again; the row is still to be given back."""

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 
 from services.scheduler import router
 from services.scheduler.config import SchedulerConfig
+from services.scheduler.constraint import Constraint
 from services.scheduler.engine import Engine
+from services.scheduler.grammar import Grammar
 from services.scheduler.outbox import Outbox
 from services.scheduler.request import Req
 from services.scheduler.stages import Stages
@@ -49,6 +51,7 @@ class Scheduler:
         self.engines: dict[str, Engine] = {}  # by engine id
         self.unrouted: list[Req] = []
         """Requests that came while no engine was ready."""
+        self._compiling = 0
         self._reqs: dict[tuple[str, int], tuple[Req, Engine | None]] = {}
         self._ledgers = LedgerRounds(clock)
 
@@ -56,7 +59,7 @@ class Scheduler:
 
     @property
     def queue_reqs(self) -> int:
-        return len(self.unrouted) + sum(len(e.queue) for e in self.engines.values())
+        return self._compiling + len(self.unrouted) + sum(len(e.queue) for e in self.engines.values())
 
     @property
     def running_reqs(self) -> int:
@@ -67,8 +70,8 @@ class Scheduler:
         """No request is left."""
         return not self._reqs
 
-    def submit(self, msg: m.TokenizedRequest) -> m.Queued:
-        """[walk 3] Queue a request.
+    def submit(self, msg: m.TokenizedRequest) -> tuple[Req, m.Queued]:
+        """[walk 3] Queue a request. One with a grammar waits until it is told that this is compiled, or that it is not.
 
         Raises:
             InvalidRequest: the prompt is empty.
@@ -84,8 +87,28 @@ class Scheduler:
         self.totals.requests += 1
         self._reqs[(req.tokenizer_id, req.handle)] = (req, None)
         self._ledgers.owe(req.tokenizer_id)
+        if req.grammar is None:
+            self._route(req)
+        else:
+            self._compiling += 1
+        return req, m.Queued(scheduler_id=self.id, ledger=self._ledgers.number)
+
+    def compiled(self, req: Req, outcome: Grammar | RhizomeError, vocab_size: int) -> None:
+        """A waiting request's grammar is ready, or the reason why it cannot be; ended requests are left alone.
+
+        Args:
+            vocab_size: of the grammar's masks.
+        """
+        self._compiling -= 1
+        if req.done:
+            return
+        if isinstance(outcome, RhizomeError):
+            self._fail(req, None, outcome)
+            return
+        assert req.grammar is not None
+        jump = req.grammar.jump_forward and not self.config.disable_jump_forward
+        req.constraint = Constraint(outcome, req.eos_ids, vocab_size, jump_forward=jump)
         self._route(req)
-        return m.Queued(scheduler_id=self.id, ledger=self._ledgers.number)
 
     def abort(self, msg: m.AbortHandles) -> None:
         """End requests of a tokenizer; unknown handles have ended already."""
@@ -179,6 +202,12 @@ class Scheduler:
         for engine in self.engines.values():
             while (plan := engine.build()) is not None:
                 yield engine.info.engine_id, plan
+
+    def masks(self) -> Iterator[tuple[str, m.StepMasks]]:
+        """The masks of constrained rows that have become known, with their engine's id."""
+        for engine in list(self.engines.values()):
+            for masks in engine.masks():
+                yield engine.info.engine_id, masks
 
     def tick(self, engine_timeout_s: float) -> None:
         """Once a second: deadlines, queue timeouts, engines that fell silent, ledgers."""

@@ -14,11 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 from services.scheduler.config import SchedulerConfig
+from services.scheduler.grammars import Grammars
 from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.request import Req
 from services.scheduler.scheduler import Scheduler
 from shared import messages as m
 from shared.actor import LIVENESS_TIMEOUT_S, Actor
-from shared.errors import Unavailable
+from shared.errors import RhizomeError, Unavailable
+from shared.grammar import GrammarSpec
 from shared.peers import Peers
 
 TICK_S = 1.0
@@ -33,6 +36,7 @@ class SchedulerService:
         self.scheduler = Scheduler(actor.id, config, actor.log, clock)
         self._metrics = SchedulerMetrics(self.scheduler, actor.registry)
         self._peers = Peers(self._peer_lost)
+        self._grammars = Grammars(config)
         self._out: deque[tuple[str, Any]] = deque()
         self._sending = False
         self._pump_due = False
@@ -61,11 +65,21 @@ class SchedulerService:
         await self._actor.leave_queues()
         await self._pump()
         await self._idle.wait()
+        await self._grammars.close()
 
     async def _on_request(self, msg: m.TokenizedRequest) -> m.Queued:
-        queued = self.scheduler.submit(msg)
+        req, queued = self.scheduler.submit(msg)
+        if req.grammar is not None:
+            self._actor.spawn(self._compile(req, req.grammar))
         self._pump_soon()
         return queued
+
+    async def _compile(self, req: Req, spec: GrammarSpec) -> None:
+        try:
+            self.scheduler.compiled(req, await self._grammars.compile(spec), self._grammars.vocab_size)
+        except RhizomeError as fault:
+            self.scheduler.compiled(req, fault, 0)
+        self._pump_soon()
 
     async def _on_abort(self, msg: m.AbortHandles) -> None:
         self.scheduler.abort(msg)
@@ -147,6 +161,8 @@ class SchedulerService:
         self._idle.clear()
         for engine_id, plan in scheduler.plans():
             self._out.append((subjects.engine_plan(engine_id), plan))
+        for engine_id, masks in scheduler.masks():
+            self._out.append((subjects.engine_masks(engine_id), masks))
         for tokenizer_id, batch in scheduler.outbox.take():
             self._out.append((subjects.tokenizer_tokens(tokenizer_id), batch))
         for engine in scheduler.engines.values():

@@ -1,7 +1,8 @@
 """Where a scheduler step's time goes: seconds by stage, and the mean per step.
 
-Stages: order, admit, plan, publish (encode and send), apply, and wait: for the answer to a plan, counted from its
-departure or, where that was later, from the answer before it. `admit` includes `order`.
+Stages: order, admit, plan, masks (of rows that grammars constrain), publish (encode and send), apply, and wait: for the
+answer to a plan, counted from its departure or, where that was later, from the answer before it. `admit` includes
+`order`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NAMES = ("order", "admit", "plan", "publish", "apply", "wait")
+NAMES = ("order", "admit", "plan", "masks", "publish", "apply", "wait")
 
 
 class Stages:

@@ -14,6 +14,8 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generation_tokens: int = 0
+    forced_tokens: int = 0
+    """Of these, what grammars forced and nobody sampled."""
     finished: int = 0
     aborted: int = 0
 

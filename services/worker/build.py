@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 GPU_PREFILL_TOKENS, CPU_PREFILL_TOKENS = 8192, 512
 GPU_ROWS, CPU_ROWS = 1024, 256
+LEAST_MASK_SLOTS = 512
 CAPTURES_PER_LINE = 4
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,15 +70,16 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     pool = _pool(config, model_config, shard, comm, kv_dtype, device, max_rows, activations)
     rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
     attention = make_backend(backend, pool, rows, attention_windows(model_config), shard.num_q_heads, dtype)
+    mask_slots = max(LEAST_MASK_SLOTS, 2 * max_rows)
     sampler = None
     if config.tp_rank == 0:
-        sampler = make_sampler(backend, max_rows, model_config.vocab_size, device, config.random_seed)
+        sampler = make_sampler(backend, max_rows, mask_slots, model_config.vocab_size, device, config.random_seed)
     group = comm.all_texts(instance_id)
     spec = EngineSpec(
         engine_id=group[0], group=group, model=config.model_name, tp_size=config.tp_size, device=device.type,
         dtype=str(dtype).removeprefix("torch."), attention_backend=attention.name, page_size=config.page_size,
         num_pages=pool.num_pages, max_rows=max_rows, context_length=model_config.context_length,
-        vocab_size=model_config.vocab_size, prefill_tokens=prefill_tokens,
+        vocab_size=model_config.vocab_size, prefill_tokens=prefill_tokens, mask_slots=mask_slots,
     )  # fmt: skip
     programs = _programs(model, attention, rows, prefill_tokens)
     engine = Engine(

@@ -20,15 +20,17 @@ from torch import Tensor
 from services.worker import memory
 from services.worker.attention.backend import AttentionBackend
 from services.worker.batch import Batch, build_batch
-from services.worker.download import download, mark
+from services.worker.download import Mark, download, mark
 from services.worker.engine_spec import EngineSpec
 from services.worker.launched import Launched, Marks
 from services.worker.lockstep import Lockstep
+from services.worker.mask_inbox import MaskInbox
 from services.worker.models.registry import Model
 from services.worker.plan_check import Limits, Work, check_plan
 from services.worker.prompt_logprobs import PromptLogprobs, prompt_logprobs
 from services.worker.rows import I64, Rows
 from services.worker.sampling.logprobs import Asked
+from services.worker.sampling.masks import MaskUpdate, spread
 from services.worker.sampling.sampler import Sampled, Sampler
 from services.worker.tensor_parallel import Communicator
 from shared.errors import InvalidRequest
@@ -74,6 +76,8 @@ class Engine:
         self._device = rows.last_token.device
         self._before = mark(self._device)
         self._lockstep = Lockstep(comm)
+        self.masks = MaskInbox()
+        """Where the masks of rows come, from another thread."""
         self._limits = Limits(spec.num_pages, spec.context_length, spec.vocab_size)
         self._decode_rows: I64 = np.zeros(0, np.int64)
         self._dead = False
@@ -112,7 +116,10 @@ class Engine:
         if not self._lockstep.meet(plan.session, plan.seq):
             self._dead = True
             return None
-        step = self._step(work)
+        try:
+            step = self._step(work, plan.seq)
+        except (InvalidRequest, TimeoutError) as fault:
+            return self.fail(plan, fault.message if isinstance(fault, InvalidRequest) else str(fault))
         self.last_seq = plan.seq
         before, self._before = self._before, step.marks.done
         if not self.is_first:
@@ -179,8 +186,12 @@ class Engine:
         self._decode_rows = np.zeros(0, np.int64)
         self._rows.reset()
 
-    def _step(self, work: Work) -> _Step:
-        begun = prepared = forwarded = mark(self._device)
+    def _step(self, work: Work, seq: int) -> _Step:
+        """
+        Raises:
+            InvalidRequest, TimeoutError: the masks are wrong, or did not come.
+        """
+        begun = prepared = forwarded = masked = mark(self._device)
         self._apply(work)
         sampled, prompt = None, None
         if self._decode_program is not None and len(work.decode_rows) and not len(work.ext_rows):
@@ -188,6 +199,7 @@ class Engine:
             hidden, index = self._decode_program.run(work.decode_rows)
             logits = self._model.logits(hidden)
             forwarded = mark(self._device)
+            masked = self._set_masks(work, seq, forwarded)
             sampled = self._sample(logits, work.decode_rows, index)
         elif len(work.ext_rows) or len(work.decode_rows):
             batch, forward = self._arrange(work)
@@ -197,13 +209,15 @@ class Engine:
             wanted = len(batch.sample_rows)
             logits = self._model.logits(hidden.index_select(0, batch.sample_at)) if wanted else None
             forwarded = mark(self._device)
+            self._count_forced(work)
+            masked = self._set_masks(work, seq, forwarded)
             if wanted:
                 sampled = self._sample(logits, batch.sample_rows, batch.sample_into)
             prompt = prompt_logprobs(work, hidden, self._model, self._top_wanted(work))
         tokens = download(self._rows.last_token.new_empty(0) if sampled is None else sampled.tokens)
         asked = None if sampled is None or sampled.asked is None else sampled.asked.fetch()
         prompt = None if prompt is None else prompt.fetch()
-        return _Step(tokens, asked, prompt, Marks(begun, prepared, forwarded, mark(self._device)))
+        return _Step(tokens, asked, prompt, Marks(begun, prepared, forwarded, masked, mark(self._device)))
 
     def _apply(self, work: Work) -> None:
         if self._decode_program is not None and (work.new_rows or len(work.ext_rows)):
@@ -243,6 +257,24 @@ class Engine:
             sampled = self._sampler.sample(logits[: len(rows)], rows, at)
         last_token.index_copy_(0, at, self.comm.from_first(sampled.tokens))
         return sampled
+
+    def _set_masks(self, work: Work, seq: int, forwarded: Mark) -> Mark:
+        """Wait for the masks of the step's rows, whose forward is queued already; returns where the device has them."""
+        if self._sampler is None or not len(work.masked_rows):
+            return forwarded
+        messages = self.masks.take(self.session, seq, len(work.masked_rows))
+        spec = self.spec
+        self._sampler.set_masks(MaskUpdate(messages, spec.max_rows, spec.mask_slots, spec.vocab_size))
+        return mark(self._device)
+
+    def _count_forced(self, work: Work) -> None:
+        """Tokens of extends that a grammar forced are output as much as sampled ones."""
+        forced = work.ext_forced > 0
+        if self._sampler is None or not forced.any():
+            return
+        counts = work.ext_forced[forced]
+        _, at = spread(work.ext_rows[forced], counts, np.cumsum(work.ext_lens)[forced])
+        self._sampler.count_forced(work.ext_rows[forced], counts, work.ext_tokens[at])
 
     def _top_wanted(self, work: Work) -> I64 | None:
         return None if self._sampler is None else self._sampler.top_logprobs(work.ext_rows)

@@ -23,3 +23,5 @@ class EngineSpec:
     context_length: int
     vocab_size: int
     prefill_tokens: int
+    mask_slots: int
+    """Places in the bank of masks of grammars."""

@@ -24,6 +24,7 @@ class Marks:
     begun: Mark
     prepared: Mark
     forwarded: Mark
+    masked: Mark
     done: Mark
 
 
@@ -68,5 +69,6 @@ class Launched:
             idle_ms=ms_between(self.before, marks.begun),
             prepare_ms=ms_between(marks.begun, marks.prepared),
             forward_ms=ms_between(marks.prepared, marks.forwarded),
-            sample_ms=ms_between(marks.forwarded, marks.done),
+            mask_wait_ms=ms_between(marks.forwarded, marks.masked),
+            sample_ms=ms_between(marks.masked, marks.done),
         )

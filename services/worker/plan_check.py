@@ -42,7 +42,9 @@ class Work:
     ext_sample: I64
     ext_lp_starts: I64
     ext_next: I64
+    ext_forced: I64
     decode_rows: I64
+    masked_rows: I64
 
 
 def check_plan(plan: StepPlan, rows: Rows, limits: Limits, last_decode_rows: I64) -> Work:
@@ -68,13 +70,19 @@ def check_plan(plan: StepPlan, rows: Rows, limits: Limits, last_decode_rows: I64
         ext_sample=_array(plan.ext_sample),
         ext_lp_starts=_array(plan.ext_lp_starts) if lp else np.full_like(ext_rows, -1),
         ext_next=_array(plan.ext_next) if lp else np.full_like(ext_rows, -1),
+        ext_forced=np.zeros_like(ext_rows) if plan.ext_forced is None else _array(plan.ext_forced),
         decode_rows=last_decode_rows if plan.decode_rows is None else _array(plan.decode_rows),
+        masked_rows=_array(plan.masked_rows),
     )
     _check_new_rows(work.new_rows, rows.max_rows, limits.vocab_size)
     pages, lengths, has_token = _state_after_pages(work, rows, limits)
     capacity = np.minimum(pages * rows.page_size, limits.context_length)
     _check_extends(work, rows, limits, capacity)
     _check_decodes(work, rows, lengths, has_token, capacity)
+    if len(work.masked_rows):
+        sampled = np.concatenate((work.ext_rows[work.ext_sample != 0], work.decode_rows))
+        _require(bool(np.isin(work.masked_rows, sampled).all()), "a masked row is not sampled")
+        _require(len(np.unique(work.masked_rows)) == len(work.masked_rows), "a row is masked twice")
     return work
 
 
@@ -135,7 +143,7 @@ def _state_after_pages(work: Work, rows: Rows, limits: Limits) -> tuple[I64, I64
 
 def _check_extends(work: Work, rows: Rows, limits: Limits, capacity: I64) -> None:
     count = len(work.ext_rows)
-    for name in ("ext_starts", "ext_lens", "ext_sample", "ext_lp_starts", "ext_next"):
+    for name in ("ext_starts", "ext_lens", "ext_sample", "ext_lp_starts", "ext_next", "ext_forced"):
         got = len(getattr(work, name))
         _require(got == count, f"{name} has {got} entries for {count} extend rows")
     _within("ext_rows", work.ext_rows, 0, rows.max_rows)
@@ -146,6 +154,8 @@ def _check_extends(work: Work, rows: Rows, limits: Limits, capacity: I64) -> Non
     _require(len(work.ext_tokens) == total, f"{len(work.ext_tokens)} ext_tokens for ext_lens of {total}")
     _within("ext_tokens", work.ext_tokens, 0, limits.vocab_size)
     _within("ext_next", work.ext_next, -1, limits.vocab_size)
+    _require(bool((work.ext_forced >= 0).all() and (work.ext_forced <= work.ext_lens).all()),
+             "ext_forced is not in 0..ext_lens")  # fmt: skip
     _check_room(work.ext_rows, work.ext_starts + work.ext_lens, capacity)
 
 

@@ -22,6 +22,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from services.worker.config import WorkerConfig
 from services.worker.engine_spec import EngineSpec
+from services.worker.mask_inbox import MaskInbox
 from services.worker.progress import Progress
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
@@ -30,7 +31,7 @@ from shared.peers import Peers
 
 DRAIN_QUIET_S = 1.0
 """A draining engine that got no plan for this long has nothing left to do."""
-_STAGES = ("queued", "prepare", "forward", "sample")
+_STAGES = ("queued", "prepare", "forward", "mask_wait", "sample")
 
 
 class LaunchedLike(Protocol):
@@ -44,6 +45,7 @@ class EngineLike(Protocol):
 
     spec: EngineSpec
     session: str
+    masks: MaskInbox
 
     @property
     def is_first(self) -> bool: ...
@@ -99,6 +101,8 @@ class WorkerService:
         )
         spec = self.engine.spec
         await self.actor.on(self.actor.subjects.engine_plan(spec.engine_id), m.StepPlan, self._on_plan)
+        if self.engine.is_first:
+            await self.actor.on(self.actor.subjects.engine_masks(spec.engine_id), m.StepMasks, self.engine.masks.put)
         if spec.tp_size > 1:
             await Peers(self._on_lost).attach(self.actor)
         await self.actor.bus.flush()
@@ -124,6 +128,8 @@ class WorkerService:
         if self.actor.quitting:
             return
         self._progress.received(plan)
+        if plan.seq == 0:
+            self.engine.masks.begin(plan.session)
         self._unanswered += 1
         self._plan_came.set()
         loop = asyncio.get_running_loop()
@@ -180,6 +186,7 @@ class WorkerService:
             tp_size=spec.tp_size, device=spec.device, dtype=spec.dtype, attention_backend=spec.attention_backend,
             page_size=spec.page_size, num_pages=spec.num_pages, max_rows=spec.max_rows,
             context_length=spec.context_length, vocab_size=spec.vocab_size, prefill_tokens=spec.prefill_tokens,
+            mask_slots=spec.mask_slots,
             session=self._progress.session, received_seq=self._progress.received_seq,
             last_seq=self._progress.last_seq, memory_bytes=memory_bytes,
         )  # fmt: skip

@@ -40,7 +40,7 @@ from shared.messages.generation import (
     Tokens,
     TopLogprob,
 )
-from shared.messages.step import EngineFault, RowInit, StepPlan, StepResult, StepTiming
+from shared.messages.step import EngineFault, RowInit, StepMasks, StepPlan, StepResult, StepTiming
 
 __all__ = [
     "Abort",
@@ -67,6 +67,7 @@ __all__ = [
     "RowInit",
     "SchedulerInfo",
     "ServiceFacts",
+    "StepMasks",
     "StepPlan",
     "StepResult",
     "StepTiming",

@@ -77,6 +77,8 @@ class EngineInfo:
     vocab_size: int
     prefill_tokens: int = 512
     """Prompt tokens that one step should compute at most; a scheduler without a wish of its own follows."""
+    mask_slots: int = 0
+    """Places in the bank of masks; 0 = the engine cannot be constrained."""
     session: str = ""
     """Of the plans that this rank receives."""
     received_seq: int = -1

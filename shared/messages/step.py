@@ -1,6 +1,7 @@
 """Scheduler <-> worker: one `StepPlan` per forward step, one `StepResult` back.
 
-Plans of a session are numbered without gaps. All ranks of an engine receive the same plan; rank 0 answers.
+Plans of a session are numbered without gaps. All ranks of an engine receive the same plan; rank 0 answers. Where rows
+are constrained by grammars, a plan's `StepMasks` follow it.
 Dimension letters: E extend rows, D decode rows, K page runs, X = ext_lens.sum() tokens, S sampled rows
 (extend rows with ext_sample first, in order, then decode rows), B top logprobs.
 """
@@ -82,8 +83,41 @@ class StepPlan:
     A chunk over positions [s, s+n) predicts tokens s+1 .. s+n; the last one only if ext_next says so."""
     ext_next: I32 | None = None
     """[E] the prompt token after the chunk, -1 when the chunk ends the prompt; present with ext_lp_starts"""
+    ext_forced: I32 | None = None
+    """[E] last tokens of the chunk that count as generated: a grammar forced them. None = none anywhere"""
     decode_rows: I32 | None = None
     """[D]; None = the same decode rows as in the plan before; an empty array = none"""
+    masked_rows: I32 | None = None
+    """[M] sampled rows whose sampling waits for this plan's `StepMasks`; None = none"""
+
+
+@message(max_bytes=8 * 1024 * 1024)
+class StepMasks:
+    """What the masked rows of a plan may sample. It follows the plan, while the plan's forward is computed.
+
+    Masks are interned: each stays in a slot of the worker's bank, and rows name slots. New contents of slots take
+    effect before this plan samples and after every earlier one did. Several messages may make up a plan's masks.
+    Dimension letters: M rows, N masks sent whole, L masks sent as lists, V vocabulary.
+    """
+
+    engine_id: str
+    session: str
+    seq: int
+    """Of the plan."""
+    rows: I32
+    """[M] distinct rows of the plan's `masked_rows`"""
+    slots: I32
+    """[M] slot of each row's mask; -1 = everything is allowed (the result will be ignored)"""
+    new_slots: I32 | None = None
+    """[N]"""
+    new_masks: I32 | None = None
+    """[N, ceil(V / 32)] bit 1 = allowed, least significant first"""
+    list_slots: I32 | None = None
+    """[L]"""
+    list_counts: I32 | None = None
+    """[L] tokens of each list, at least 1"""
+    list_tokens: I32 | None = None
+    """[sum(list_counts)] the allowed tokens"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +132,8 @@ class StepTiming:
     """The device had nothing to do since the step before."""
     prepare_ms: float = 0.0
     forward_ms: float = 0.0
+    mask_wait_ms: float = 0.0
+    """The forward was done and the masks of its rows were not there yet, or were being copied."""
     sample_ms: float = 0.0
 
 

@@ -8,6 +8,8 @@ the same alone, batched, retracted or cached: `expected_tokens` says what it mus
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +31,15 @@ def next_token(prefix: int, vocab_size: int, eos_id: int = -1, eos_every: int = 
     return 3 + prefix % (vocab_size - 3)
 
 
+def constrained_token(prefix: int, allowed: Sequence[int]) -> int:
+    """The scripted model under a mask: one of the allowed tokens."""
+    return allowed[prefix // 7 % len(allowed)]
+
+
+def _listed(values: I32 | None) -> list[int]:
+    return [] if values is None else values.tolist()
+
+
 def expected_tokens(prompt: list[int], count: int, vocab_size: int, eos_id: int = -1, eos_every: int = 0) -> list[int]:
     """Output of the scripted model for a prompt, up to and including the first EOS."""
     at = 0
@@ -43,13 +54,13 @@ def expected_tokens(prompt: list[int], count: int, vocab_size: int, eos_id: int 
 
 def engine_info(
     *, engine_id: str = "engine-0-test", num_pages: int = 1000, page_size: int = 1, max_rows: int = 16,
-    context_length: int = 512, vocab_size: int = 1000,
+    context_length: int = 512, vocab_size: int = 1000, mask_slots: int = 0,
 ) -> m.EngineInfo:  # fmt: skip
     """What a worker would announce."""
     return m.EngineInfo(
         engine_id=engine_id, name=engine_id.rsplit("-", 1)[0], state="ready", model="scripted", tp_size=1,
         device="none", dtype="none", attention_backend="none", page_size=page_size, num_pages=num_pages,
-        max_rows=max_rows, context_length=context_length, vocab_size=vocab_size,
+        max_rows=max_rows, context_length=context_length, vocab_size=vocab_size, mask_slots=mask_slots,
     )  # fmt: skip
 
 
@@ -66,6 +77,8 @@ class ScriptedEngine:
         info = self.info
         pages_per_row = -(-(info.context_length + 1) // info.page_size)
         self._session, self._seq = session, 0
+        self._bank: dict[int, list[int]] = {}
+        self._allowed: dict[int, list[int]] = {}
         self._slots = np.zeros((info.num_pages + 1) * info.page_size, np.int64)
         self._table = np.zeros((info.max_rows, pages_per_row), np.int32)
         self._pages = np.zeros(info.max_rows, np.int32)
@@ -75,8 +88,8 @@ class ScriptedEngine:
         self._decode: I32 = np.empty(0, np.int32)
         self._init: dict[int, m.RowInit] = {}
 
-    def execute(self, plan: m.StepPlan) -> m.StepResult:
-        """Run one plan; AssertionError says what the scheduler did wrong."""
+    def execute(self, plan: m.StepPlan, masks: Sequence[m.StepMasks] = ()) -> m.StepResult:
+        """Run one plan with its masks; AssertionError says what the scheduler did wrong."""
         if plan.seq == 0 and plan.session != self._session:
             self._reset(plan.session)
         assert plan.session == self._session, "plan of a session that was never started"
@@ -84,9 +97,10 @@ class ScriptedEngine:
         self._seq += 1
         self.steps += 1
         self._set_up(plan)
-        tokens, counts, logprobs = self._extend(plan)
         if plan.decode_rows is not None:
             self._decode = plan.decode_rows
+        self._allowed = self._masks(plan, masks)
+        tokens, counts, logprobs = self._extend(plan)
         if self._check:
             tokens += [self._feed(int(row), int(self._last[row])) for row in self._decode]
         else:
@@ -100,6 +114,26 @@ class ScriptedEngine:
             prompt_counts=np.array(counts, np.int32) if plan.ext_lp_starts is not None else None,
             prompt_logprobs=np.array(logprobs, np.float32) if plan.ext_lp_starts is not None else None,
         )  # fmt: skip
+
+    def _masks(self, plan: m.StepPlan, messages: Sequence[m.StepMasks]) -> dict[int, list[int]]:
+        """What each masked row of the plan may sample; every masked row must be told exactly once."""
+        allowed: dict[int, list[int]] = {}
+        for masks in messages:
+            assert (masks.session, masks.seq) == (plan.session, plan.seq)
+            whole = [] if masks.new_masks is None else list(masks.new_masks)
+            for slot, mask in zip(_listed(masks.new_slots), whole, strict=True):
+                bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+                self._bank[slot] = np.flatnonzero(bits[: self.info.vocab_size]).tolist()
+            if masks.list_counts is not None and masks.list_tokens is not None:
+                ends = np.cumsum(masks.list_counts).tolist()
+                for slot, end, count in zip(_listed(masks.list_slots), ends, masks.list_counts.tolist(), strict=True):
+                    self._bank[slot] = masks.list_tokens[end - count : end].tolist()
+            assert all(slot < self.info.mask_slots for slot in self._bank)
+            for row, slot in zip(masks.rows.tolist(), masks.slots.tolist(), strict=True):
+                assert row not in allowed, f"row {row} is masked twice"
+                allowed[row] = self._bank[slot] if slot >= 0 else list(range(self.info.vocab_size))
+        assert sorted(allowed) == sorted(_listed(plan.masked_rows))
+        return allowed
 
     def _set_up(self, plan: m.StepPlan) -> None:
         for init in plan.new_rows:
@@ -169,6 +203,8 @@ class ScriptedEngine:
         self._prefix[row] = now
         self._len[row] += 1
         out = next_token(now, self.info.vocab_size, self._eos_id, self._eos_every)
+        if row in self._allowed:
+            out = constrained_token(now, self._allowed[row])
         self._last[row] = out
         return out
 

@@ -19,9 +19,10 @@ from services.worker.kernels.sampling_workspace import sampling_workspace
 from services.worker.rows import I64
 from services.worker.sampling.draw import GREEDY_BELOW
 from services.worker.sampling.logprobs import Asked, Logprobs, finite, logprobs_of
+from services.worker.sampling.masks import MaskUpdate
 from services.worker.sampling.penalties import Penalties
 from services.worker.sampling.sampler import Sampled
-from services.worker.upload import upload
+from services.worker.upload import upload, upload_all
 from shared.messages.step import RowInit
 
 _FLOATS, _INTS, _BANNED = columns.FLOATS.value, columns.INTS.value, columns.MAX_BANNED.value
@@ -30,8 +31,10 @@ _FLOATS, _INTS, _BANNED = columns.FLOATS.value, columns.INTS.value, columns.MAX_
 class FusedSampler:
     """Changed by `init` and by every `sample`; lives as long as the engine."""
 
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device, random_seed: int | None) -> None:
-        self._table = sampling_table(max_rows, vocab_size, device)
+    def __init__(
+        self, max_rows: int, vocab_size: int, device: torch.device, random_seed: int | None, mask_slots: int = 1
+    ) -> None:
+        self._table = sampling_table(max_rows, vocab_size, device, mask_slots=mask_slots)
         self._workspace = sampling_workspace(max_rows, vocab_size, device)
         self._counts, self._bias = _Slots(max_rows), _Slots(max_rows)
         self._filtered = np.zeros(max_rows, np.bool_)
@@ -55,6 +58,23 @@ class FusedSampler:
 
     def top_logprobs(self, rows: I64) -> I64:
         return self._top[rows]
+
+    def set_masks(self, update: MaskUpdate) -> None:
+        table, device = self._table, self._device
+        if len(update.new_slots):
+            table.masks.index_copy_(0, upload(update.new_slots, device), upload(update.new_masks, device))
+        rows, slots = upload_all([update.rows, update.slots], device)
+        table.ints[:, columns.MASK_SLOT.value].index_copy_(0, rows, slots.int())
+
+    def count_forced(self, rows: I64, counts: I64, tokens: I64) -> None:
+        where, added = upload_all([rows, counts], self._device)
+        self._table.ints[:, columns.STEP.value].index_add_(0, where, added.int())
+        slots = np.array([self._counts.of(row) for row in np.repeat(rows, counts).tolist()], np.int64)
+        counted = np.flatnonzero(slots >= 0)
+        if len(counted):
+            at, token = upload_all([slots[counted], tokens[counted]], self._device)
+            one = torch.ones(1, dtype=torch.int32, device=self._device)
+            self._table.counts.index_put_((at, token), one, accumulate=True)
 
     def sample(self, logits: Tensor, rows: I64, at: Tensor) -> Sampled:
         tokens = torch.empty(len(rows), dtype=torch.int32, device=self._device)

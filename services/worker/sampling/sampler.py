@@ -16,12 +16,13 @@ from torch import Tensor
 from services.worker.rows import I64
 from services.worker.sampling.draw import draw, greedy
 from services.worker.sampling.logprobs import Asked, logprobs_of
+from services.worker.sampling.masks import MaskUpdate
 from services.worker.sampling.random import uniforms
 from services.worker.sampling.rows import SamplingRows, Uses
 from services.worker.upload import upload
 from shared.messages.step import RowInit
 
-_ADJUSTS = Uses.PENALTY | Uses.BIAS | Uses.MIN_NEW
+_ADJUSTS = Uses.PENALTY | Uses.BIAS | Uses.MIN_NEW | Uses.MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,12 @@ class Sampler(Protocol):
     def top_logprobs(self, rows: I64) -> I64:
         """[N] how many top logprobs each row wants."""
 
+    def set_masks(self, update: MaskUpdate) -> None:
+        """What rows may sample from the next step on, until it is said again."""
+
+    def count_forced(self, rows: I64, counts: I64, tokens: I64) -> None:
+        """Tokens that rows [N] got without sampling: `counts` [N] of each, one after the other in `tokens`."""
+
     def sample(self, logits: Tensor, rows: I64, at: Tensor) -> Sampled:
         """Tokens from logits [S, V] (may be changed) for `rows` [S], which are `at` [S] int64 on the device."""
 
@@ -58,6 +65,12 @@ class TorchSampler:
 
     def top_logprobs(self, rows: I64) -> I64:
         return self.state.top_logprobs[rows]
+
+    def set_masks(self, update: MaskUpdate) -> None:
+        self.state.set_masks(update)
+
+    def count_forced(self, rows: I64, counts: I64, tokens: I64) -> None:
+        self.state.count_forced(rows, counts, tokens)
 
     def sample(self, logits: Tensor, rows: I64, at: Tensor) -> Sampled:
         uses = self.state.uses(rows)
@@ -83,11 +96,11 @@ class TorchSampler:
 
 
 def make_sampler(
-    backend: str, max_rows: int, vocab_size: int, device: torch.device, random_seed: int | None
+    backend: str, max_rows: int, mask_slots: int, vocab_size: int, device: torch.device, random_seed: int | None
 ) -> Sampler:
     """The sampler that goes with an attention backend."""
     if backend != "triton":
-        return TorchSampler(SamplingRows(max_rows, vocab_size, device, random_seed))
+        return TorchSampler(SamplingRows(max_rows, vocab_size, device, random_seed, mask_slots))
     from services.worker.sampling.fused import FusedSampler
 
-    return FusedSampler(max_rows, vocab_size, device, random_seed)
+    return FusedSampler(max_rows, vocab_size, device, random_seed, mask_slots)

@@ -68,7 +68,7 @@ def test_the_answer_to_a_request_tells_which_ledgers_it_is_not_in() -> None:
         rid="late", tokenizer_id="tok", handle=99, input_ids=np.array([3], np.int32),
         sampling=driver.req(1).sampling,
     )  # fmt: skip
-    queued = driver.scheduler.submit(late)
+    _, queued = driver.scheduler.submit(late)
     driver.outputs[99] = type(driver.outputs[1])()
     assert queued.ledger == driver.ledgers[0][1].ledger == 2
     assert 99 in told(driver)["tok"]

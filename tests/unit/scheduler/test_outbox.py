@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from services.scheduler.outbox import Outbox
+from services.scheduler.token_logprobs import TokenLogprobs
 from shared.errors import DeadlineExceeded
 from shared.messages.generation import ABORTED, RUNNING
 from tests.fakes.scheduler_driver import Driver
@@ -13,20 +14,24 @@ def test_one_step_is_one_batch_for_each_tokenizer_and_no_token_goes_astray() -> 
     a, b = outbox.owner("a"), outbox.owner("b")
     assert (outbox.owner("a"), outbox.owner("b")) == (a, b)
     outbox.tokens(
-        np.array([a, b, a], np.int32), np.array([1, 1, 2], np.uint32), np.array([5, 6, 7], np.int32),
-        np.array([50, 60, 70], np.int32), np.zeros(3, np.uint8), np.array([-1, 4, -1], np.int32),
-        np.array([-0.5, -0.6, -0.7], np.float32), np.array([[1], [2], [3]], np.int32), np.zeros((3, 1), np.float32),
+        np.array([a, b, a], np.int32), np.array([1, 1, 2], np.uint32), np.array([1, 1, 2], np.int32),
+        np.array([5, 6, 7], np.int32), np.array([50, 60, 70, 71], np.int32), np.zeros(3, np.uint8),
+        np.array([-1, 4, -1], np.int32),
+        TokenLogprobs(
+            np.array([-0.5, -0.6, -0.7, -0.8], np.float32), np.array([[1], [2], [3], [4]], np.int32),
+            np.zeros((4, 1), np.float32),
+        ),
     )  # fmt: skip
     (to_a, for_a), (to_b, for_b) = outbox.take()
-    assert (to_a, for_a.handles.tolist(), for_a.tokens.tolist()) == ("a", [1, 2], [50, 70])
+    assert (to_a, for_a.handles.tolist(), for_a.tokens.tolist()) == ("a", [1, 2], [50, 70, 71])
     assert (to_b, for_b.handles.tolist(), for_b.tokens.tolist()) == ("b", [1], [60])
     assert (for_a.totals.tolist(), for_a.cached_tokens.tolist()) == ([5, 7], [-1, -1])
     assert (for_b.totals.tolist(), for_b.cached_tokens.tolist()) == ([6], [4])
     assert for_a.logprobs is not None
     assert for_a.top_ids is not None
-    assert for_a.logprobs.tolist() == [np.float32(-0.5), np.float32(-0.7)]
-    assert for_a.top_ids.tolist() == [[1], [3]]
-    assert for_a.counts.tolist() == [1, 1]
+    assert for_a.logprobs.tolist() == [np.float32(value) for value in (-0.5, -0.7, -0.8)]
+    assert for_a.top_ids.tolist() == [[1], [3], [4]]
+    assert for_a.counts.tolist() == [1, 2]
     assert outbox.take() == []
 
 

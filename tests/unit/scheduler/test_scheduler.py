@@ -398,4 +398,4 @@ def test_info_tells_where_everything_is() -> None:
     assert (info.running_reqs, info.queue_reqs, info.requests_total) == (1, 2, 3)
     assert info.engines[0].engine_id == driver.info.engine_id
     assert info.generation_tokens_total == 1
-    assert set(info.step_ms) == {"order", "admit", "plan", "publish", "apply", "wait"}
+    assert set(info.step_ms) == {"order", "admit", "plan", "masks", "publish", "apply", "wait"}

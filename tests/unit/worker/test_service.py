@@ -13,6 +13,7 @@ import pytest
 
 from services.worker.config import WorkerConfig
 from services.worker.engine_spec import EngineSpec
+from services.worker.mask_inbox import MaskInbox
 from services.worker.service import WorkerService
 from shared import log, wire
 from shared import messages as m
@@ -39,6 +40,7 @@ class ScriptedEngine:
 
     def __init__(self, spec: EngineSpec, act: Callable[[m.StepPlan], None] = lambda _: None) -> None:
         self.spec, self.session, self.last_seq = spec, "", -1
+        self.masks = MaskInbox(timeout_s=5.0)
         self._act = act
 
     is_first = True
@@ -46,6 +48,9 @@ class ScriptedEngine:
     def launch(self, plan: m.StepPlan, arrived_s: float | None = None) -> ScriptedStep:
         self._act(plan)
         self.session, self.last_seq = plan.session, plan.seq
+        if plan.masked_rows is not None:
+            slots = [masks.slots for masks in self.masks.take(plan.session, plan.seq, len(plan.masked_rows))]
+            return ScriptedStep(m.StepResult(self.spec.engine_id, plan.session, plan.seq, np.concatenate(slots)))
         tokens = np.array([plan.seq], np.int32)
         return ScriptedStep(m.StepResult(self.spec.engine_id, plan.session, plan.seq, tokens))
 
@@ -92,6 +97,7 @@ def service(
                 engine_id=instance, group=[instance, *([peer] if peer else [])], model=config.model_name,
                 tp_size=config.tp_size, device="cpu", dtype="float32", attention_backend="none", page_size=16,
                 num_pages=8, max_rows=4, context_length=64, vocab_size=100, prefill_tokens=512,
+                mask_slots=8,
             ),
             act,
         )  # fmt: skip
@@ -233,3 +239,21 @@ async def test_a_plan_that_waits_for_the_device_is_told_as_received_and_not_as_d
     assert (info.session, info.last_seq) == ("a.1", 0)
     gate.set()
     await infos.next(lambda i: i.last_seq == 2)
+
+
+async def test_a_step_with_masked_rows_waits_for_its_masks(bus: Bus) -> None:
+    results = await Inbox.on(bus, SUBJECTS.scheduler_result("a.1"), m.StepResult)
+    worker = service(bus)
+    await worker.start()
+    engine_id = worker.actor.id
+
+    def masks(*slots: int, first_row: int = 0) -> bytes:
+        rows = np.arange(first_row, first_row + len(slots), dtype=np.int32)
+        return wire.encode(m.StepMasks(engine_id, "a.1", 0, rows, np.array(slots, np.int32)))
+
+    plan = m.StepPlan(engine_id, "a.1", 0, masked_rows=np.arange(3, dtype=np.int32))
+    await bus.publish(SUBJECTS.engine_masks(engine_id), masks(5, 6))
+    await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(plan))
+    await bus.publish(SUBJECTS.engine_masks(engine_id), masks(7, first_row=2))
+    assert (await results.next()).tokens.tolist() == [5, 6, 7]
+    await worker.actor.stop("done")

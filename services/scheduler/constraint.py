@@ -1,0 +1,95 @@
+"""A request's grammar while it generates: what it may sample next, and what it need not sample at all.
+
+The state of the grammar is always right behind `forced`, the run of tokens that must follow what is known. So what a
+row may sample is known for every step up to the one after the run, although none of the run was computed yet: steps
+that are under way sample it (a mask of one token), and what is left of it is computed as one extend row.
+
+Belongs to the request, not to a row or an engine: it survives retraction and the loss of an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from services.scheduler.grammar import Grammar
+from shared.errors import RhizomeError
+
+I32 = npt.NDArray[np.int32]
+MOST_FORCED = 256
+"""Tokens of a run that are looked for at a time."""
+CONTEXT_TOKENS = 16
+"""Tokens before a run that its canonical form depends on."""
+
+
+class Constraint:
+    """Lives as long as its request; owned by the event loop."""
+
+    def __init__(self, grammar: Grammar, stop_ids: frozenset[int], vocab_size: int, *, jump_forward: bool) -> None:
+        """
+        Args:
+            stop_ids: tokens that end the text, allowed where it is complete.
+        """
+        self._state = grammar.start(stop_ids)
+        self._jump = jump_forward
+        self.forced: list[int] = []
+        """Tokens that must follow the known ones."""
+        self._mask: I32 = np.zeros(-(-vocab_size // 32), np.int32)
+        self._filled = False
+
+    @property
+    def ended(self) -> bool:
+        """A stop token was taken."""
+        return not self.forced and self._state.ended
+
+    def took(self, tokens: Sequence[int]) -> None:
+        """These tokens have followed.
+
+        Raises:
+            RhizomeError: the grammar does not allow one of them.
+        """
+        for token in tokens:
+            if self.forced:
+                expected = self.forced.pop(0)
+                if token != expected:
+                    raise RhizomeError(f"token {token} was sampled where the grammar forces {expected}")
+            elif not self._state.accept(token):
+                raise RhizomeError(f"token {token} was sampled where the grammar does not allow it")
+            else:
+                self._filled = False
+
+    def look_ahead(self, known: Sequence[int], most: int, stop_ids: frozenset[int]) -> None:
+        """Find the run that must follow, if there is one.
+
+        Args:
+            known: the last known tokens, at least `CONTEXT_TOKENS` where there are so many.
+            most: longest run to take.
+            stop_ids: tokens that end the request; a run ends before one.
+        """
+        if not self._jump or self.forced or most < 1 or self._state.ended:
+            return
+        for token in self._state.forced(known, min(most, MOST_FORCED)):
+            if token in stop_ids:
+                break
+            accepted = self._state.accept(token)
+            assert accepted, "a forced token is allowed"
+            self.forced.append(token)
+            self._filled = False
+
+    def allowed(self, ahead: int) -> int | I32 | None:
+        """What may be sampled `ahead` tokens after the known ones: one token, or a mask that is valid until the next
+        call of this; None = not known yet.
+
+        Raises:
+            GrammarOverrun: nothing may, or the grammar takes too long to say.
+        """
+        if ahead < len(self.forced):
+            return self.forced[ahead]
+        if ahead > len(self.forced):
+            return None
+        if not self._filled:
+            self._state.fill(self._mask)
+            self._filled = True
+        return self._mask
