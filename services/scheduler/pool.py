@@ -81,7 +81,7 @@ class Pool:
         else stored meanwhile stay private copies until the row ends.
         """
         full = tokens // self.page_size
-        if not self._share or full == 0:
+        if not self._share or full == 0 or (req.node is not None and req.node.end >= full * self.page_size):
             return
         row, size = req.row, self.page_size
         rows = self.rows

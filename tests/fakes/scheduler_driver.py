@@ -11,9 +11,11 @@ import numpy as np
 
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.engine import Engine
+from services.scheduler.grammar import Grammar
 from services.scheduler.request import Req
 from services.scheduler.scheduler import Scheduler
 from shared import messages as m
+from shared.grammar import GrammarSpec
 from shared.log import Log
 from shared.messages.generation import RUNNING
 from shared.sampling import NEUTRAL, SamplingParams
@@ -48,6 +50,8 @@ class Driver:
         )
         self.engines: dict[str, ScriptedEngine] = {}
         self.plans: deque[m.StepPlan] = deque()
+        self.masks: dict[tuple[str, int], list[m.StepMasks]] = {}
+        """By session and number of the plan."""
         self.history: list[m.StepPlan] = []
         """Every plan ever built."""
         self.outputs: dict[int, Output] = {}
@@ -76,20 +80,27 @@ class Driver:
     def submit(
         self, prompt: list[int], max_new_tokens: int, *, sampling: SamplingParams = NEUTRAL, ignore_eos: bool = False,
         logprob_start: int | None = None, salt: str = "", priority: int = 0, timeout_s: float | None = None,
-        tokenizer: str = "tok",
+        tokenizer: str = "tok", grammar: Grammar | None = None, jump_forward: bool = True,
     ) -> int:  # fmt: skip
+        """
+        Args:
+            grammar: constrains the request; compiled at once.
+        """
         self._handles += 1
         self.outputs[self._handles] = Output()
-        self.scheduler.submit(
+        spec = None if grammar is None else GrammarSpec("regex", "scripted", jump_forward=jump_forward)
+        req, _ = self.scheduler.submit(
             m.TokenizedRequest(
                 rid=f"r{self._handles}", tokenizer_id=tokenizer, handle=self._handles,
                 input_ids=np.array(prompt, np.int32),
                 sampling=dataclasses.replace(sampling, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos),
                 eos_token_ids=[EOS], return_logprob=logprob_start is not None,
                 logprob_start_len=-1 if logprob_start is None else logprob_start,
-                cache_salt=salt, priority=priority, timeout_s=timeout_s,
+                cache_salt=salt, priority=priority, timeout_s=timeout_s, grammar=spec,
             )
         )  # fmt: skip
+        if grammar is not None:
+            self.scheduler.compiled(req, grammar, self.info.vocab_size)
         return self._handles
 
     def req(self, handle: int, tokenizer: str = "tok") -> Req:
@@ -126,13 +137,15 @@ class Driver:
         built = [plan for _, plan in self.scheduler.plans()]
         self.plans += built
         self.history += built
+        for _, masks in self.scheduler.masks():
+            self.masks.setdefault((masks.session, masks.seq), []).append(masks)
         self.collect()
         return len(built)
 
     def execute(self) -> m.StepResult:
         """Execute the oldest plan; its result is the caller's."""
         plan = self.plans.popleft()
-        return self.engines[plan.engine_id].execute(plan)
+        return self.engines[plan.engine_id].execute(plan, self.masks.pop((plan.session, plan.seq), ()))
 
     def answer(self) -> bool:
         """Execute the oldest plan and apply its result; False if there is none."""
