@@ -7,7 +7,6 @@ comparison through all processes and on two ranks is in tests/e2e.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +24,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from services.scheduler.config import SchedulerConfig
-from services.worker.build import build_engine
-from services.worker.config import WorkerConfig
-from shared import messages as m
-from shared.log import Log
 from shared.sampling import NEUTRAL
-from tests.fakes.engine import engine_info
-from tests.fakes.scheduler_driver import Driver
+from tests.fakes.real_engine import real_driver
 
 NEW_TOKENS = 24
 GREEDY = dataclasses.replace(NEUTRAL, temperature=0.0)
@@ -84,35 +77,6 @@ def wanted(model: tuple[Path, torch.nn.Module]) -> list[tuple[list[int], list[in
     return out
 
 
-def _driver(folder: Path, page_size: int, chunk: int, depth: int, pool_tokens: int, backend: str = "auto") -> Driver:
-    worker = build_engine(
-        WorkerConfig(model_path=str(folder), page_size=page_size, max_total_tokens=pool_tokens, num_threads=1,
-                     max_running_requests=32, device="cpu", attention_backend=backend),
-        "engine-0-test",
-        Log(logging.getLogger("rhizome"), {}),
-    )  # fmt: skip
-    spec = worker.spec
-    info = engine_info(
-        engine_id=spec.engine_id, num_pages=spec.num_pages, page_size=spec.page_size, max_rows=spec.max_rows,
-        context_length=spec.context_length, vocab_size=spec.vocab_size,
-    )  # fmt: skip
-    driver = Driver(info, SchedulerConfig(chunked_prefill_size=chunk, pipeline_depth=depth))
-    driver.engines[spec.engine_id] = _Checked(worker)
-    return driver
-
-
-class _Checked:
-    """A worker engine whose faults fail the test at once."""
-
-    def __init__(self, worker: object) -> None:
-        self._worker = worker
-
-    def execute(self, plan: m.StepPlan) -> m.StepResult:
-        result = self._worker.execute(plan)
-        assert isinstance(result, m.StepResult), result
-        return result
-
-
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("chunk", [-1, 64])
 @pytest.mark.parametrize("page_size", [1, 16])
@@ -125,7 +89,7 @@ def test_tokens_are_those_of_transformers_alone_and_together_cold_and_warm(
     depth: int,
     backend: str,
 ) -> None:
-    driver = _driver(model[0], page_size, chunk, depth, pool_tokens=4096, backend=backend)
+    driver = real_driver(model[0], page_size=page_size, chunk=chunk, depth=depth, pool_tokens=4096, backend=backend)
     alone = []
     for prompt, _ in wanted:
         alone.append(driver.submit(prompt, NEW_TOKENS, sampling=GREEDY, ignore_eos=True))
@@ -145,7 +109,7 @@ def test_tokens_are_those_of_transformers_alone_and_together_cold_and_warm(
 def test_tokens_are_the_same_when_a_tiny_pool_forces_retractions(
     model: tuple[Path, torch.nn.Module], wanted: list[tuple[list[int], list[int]]], page_size: int
 ) -> None:
-    driver = _driver(model[0], page_size, 64, 2, pool_tokens=512)
+    driver = real_driver(model[0], page_size=page_size, chunk=64, depth=2, pool_tokens=512)
     driver.scheduler.engines[driver.info.engine_id].budget.ratio = 0.0
     handles = [driver.submit(prompt, NEW_TOKENS, sampling=GREEDY, ignore_eos=True) for prompt, _ in wanted]
     driver.run()

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from services.worker.sampling.fused import FusedSampler
+from services.worker.sampling.masks import MaskUpdate
 from services.worker.sampling.rows import SamplingRows
 from services.worker.sampling.sampler import Sampler, TorchSampler
-from shared.messages.step import RowInit
+from shared.messages.step import RowInit, StepMasks
 
-VOCAB, ROWS = 100, 6
+VOCAB, ROWS, SLOTS = 100, 6, 4
 GREEDY: dict[str, dict[str, Any]] = {
     "plain": {},
     "penalties": {"repetition_penalty": 1.7, "frequency_penalty": 0.4, "presence_penalty": 0.3,
@@ -26,7 +27,7 @@ GREEDY: dict[str, dict[str, Any]] = {
 
 
 def both(device: torch.device) -> tuple[Sampler, Sampler]:
-    return FusedSampler(ROWS, VOCAB, device, 3), TorchSampler(SamplingRows(ROWS, VOCAB, device, 3))
+    return FusedSampler(ROWS, VOCAB, device, 3, SLOTS), TorchSampler(SamplingRows(ROWS, VOCAB, device, 3, SLOTS))
 
 
 def sample(sampler: Sampler, logits: torch.Tensor, *rows: int) -> tuple[list[int], list[Any]]:
@@ -51,6 +52,28 @@ def test_greedy_rows_with_every_adjustment_get_the_same_tokens_and_logprobs_for_
         assert got == want
         for a, b in zip(got_asked, want_asked, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_masks_and_forced_tokens_count_alike_in_both(device: torch.device) -> None:
+    rng, samplers = np.random.default_rng(), both(device)
+    inits = [RowInit(row, temperature=0.0, **given) for row, given in enumerate(GREEDY.values())]
+    for sampler in samplers:
+        sampler.init(inits)
+    for _ in range(4):
+        masks = rng.integers(-(2**31), 2**31, (2, -(-VOCAB // 32)), dtype=np.int64).astype(np.int32)
+        rows, slots = rng.permutation(ROWS)[:3].astype(np.int32), np.array([1, 3, -1], np.int32)
+        message = StepMasks("e", "s", 0, rows, slots, new_slots=np.array([3, 1], np.int32), new_masks=masks)
+        forced, counts = np.array([0, 1]), np.array([1, 2])
+        tokens, logits = rng.integers(0, VOCAB, 3), torch.randn(ROWS, VOCAB, device=device) * 3
+        found = []
+        for sampler in samplers:
+            sampler.count_forced(forced, counts, tokens)
+            sampler.set_masks(MaskUpdate([message], ROWS, SLOTS, VOCAB))
+            found.append(sample(sampler, logits, *range(ROWS))[0])
+        assert found[0] == found[1]
+        allowed = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
+        assert allowed[1, found[0][rows[0]]]
+        assert allowed[0, found[0][rows[1]]]
 
 
 def test_a_row_given_to_another_request_keeps_nothing_of_the_last_one(device: torch.device) -> None:
