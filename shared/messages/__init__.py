@@ -38,6 +38,7 @@ from shared.messages.generation import (
     TokenizedRequest,
     TokenLogprob,
     Tokens,
+    ToolCallDelta,
     TopLogprob,
 )
 from shared.messages.step import EngineFault, RowInit, StepPlan, StepResult, StepTiming
@@ -79,5 +80,6 @@ __all__ = [
     "Tokenize",
     "TokenizedRequest",
     "Tokens",
+    "ToolCallDelta",
     "TopLogprob",
 ]  # fmt: skip
