@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from services.tokenizer import reasoning
+from services.tokenizer.tool_calls import formats
 from shared.config import CommonConfig, option
 from shared.errors import ConfigError
 
@@ -22,6 +24,14 @@ class TokenizerConfig:
     chat_template: str = option(
         "", help="built-in template, one of the model's named templates, or a file (.jinja, .json)",
         group="model", metavar="NAME|FILE",
+    )  # fmt: skip
+    tool_call_parser: formats.ParserChoice = option(
+        "auto", help="how the model writes tool calls; auto: as its chat template asks for them; none: leave them in"
+        " the text", group="model",
+    )  # fmt: skip
+    reasoning_parser: reasoning.ParserChoice = option(
+        "auto", help="how the model marks what it thinks; auto: by the tags in its chat template; none: leave it in"
+        " the text", group="model",
     )  # fmt: skip
     context_length: int | None = option(
         None, help="longest prompt plus answer, tokens (default: the model's)", group="model"

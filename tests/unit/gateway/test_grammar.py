@@ -21,7 +21,9 @@ OLDER = {
 }  # fmt: skip
 NEWER = {
     "type": "triggered_tags", "triggers": ["<f"],
-    "tags": [{"type": "tag", "begin": "<f=a>", "end": "</f>", "content": {"type": "json_schema", "json_schema": SCHEMA}}],
+    "tags": [
+        {"type": "tag", "begin": "<f=a>", "end": "</f>", "content": {"type": "json_schema", "json_schema": SCHEMA}},
+    ],
 }  # fmt: skip
 YES_NO = '["yes","no"]'
 FIELDS: list[tuple[dict[str, Any], GrammarSpec | None]] = [
