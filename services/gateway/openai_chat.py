@@ -119,6 +119,8 @@ def _conversation(body: ChatCompletionBody) -> m.ChatInput:
         tool_choice=tools.choice,
         tool_name=tools.name,
         parallel_tool_calls=tools.parallel,
+        max_whitespace=body.max_whitespace or 0,
+        jump_forward=body.jump_forward is not False,
         separate_reasoning=body.separate_reasoning is not False,
         add_generation_prompt=body.add_generation_prompt is not False and not body.continue_final_message,
         continue_final_message=bool(body.continue_final_message),

@@ -12,11 +12,13 @@ from typing import Any
 
 import orjson
 
-from services.tokenizer import reasoning
 from services.tokenizer.answer import AnswerReader
 from services.tokenizer.chat_template import ChatTemplate
+from services.tokenizer.config import ReasoningParser, ToolCallParser
 from services.tokenizer.grammar_format import as_format
-from services.tokenizer.reasoning import ReasoningFormat, ReasoningReader
+from services.tokenizer.reasoning import FORMATS as REASONING_FORMATS
+from services.tokenizer.reasoning import Phase, ReasoningFormat, ReasoningReader
+from services.tokenizer.reasoning import format_of_template as reasoning_of_template
 from services.tokenizer.template_files import ChatTemplates
 from services.tokenizer.tool_calls import formats
 from services.tokenizer.tool_calls.call_grammar import (
@@ -56,6 +58,9 @@ class AnswerPlan:
     ends_special: bool = False
     """The model ends its reasoning with a special token."""
     separate: bool = True
+    max_whitespace: int = 0
+    """Of the grammar, `jump_forward` too."""
+    jump_forward: bool = True
     kept_ids: frozenset[int] = frozenset()
     """Special tokens that reading the answer needs."""
 
@@ -79,9 +84,8 @@ class AnswerPlan:
             wanted = as_format(self.grammar)
         if phase != "over":
             wanted = self._behind_reasoning(wanted, phase)
-        asked = self.grammar or GrammarSpec("json_object")
         source = orjson.dumps({"type": "structural_tag", "format": wanted}).decode()
-        spec = dataclasses.replace(asked, kind="structural_tag", source=source)
+        spec = GrammarSpec("structural_tag", source, self.max_whitespace, self.jump_forward)
         try:
             spec.check()
         except InvalidRequest as fault:
@@ -105,31 +109,23 @@ class AnswerPlan:
             return None
         return AnswerReader(thought, scanner, (self.calls or formats.HERMES).new_id)
 
-    def _phase(self, prompt: str) -> reasoning.Phase:
+    def _phase(self, prompt: str) -> Phase:
         return "over" if self.reasoning is None else self.reasoning.phase(prompt)
 
     def _answer_format(self, opening: str) -> Format | None:
         """The format that the tools ask for, with the request's grammar beside it; None when they ask for nothing."""
         frame = None if self.calls is None else self.calls.frame
-        limits: dict[str, Any] = {
-            "only_one": self.only_one, "max_whitespace": self.grammar.max_whitespace if self.grammar else 0,
-        }  # fmt: skip
-        if self.calls is None or (not self.required and self.grammar is None and not self._any_strict()):
+        limits: dict[str, Any] = {"only_one": self.only_one, "max_whitespace": self.max_whitespace}
+        if self.calls is None:
             return None
-        if frame is None:
-            raise InvalidRequest(
-                f"calls in the format {self.calls.name!r} cannot be forced or tied to a schema: use tool_choice auto"
-                " without strict functions and without another grammar",
-                param="tool_choice" if self.required else "tools",
-            )
-        if self.required:
+        if self.required and frame is not None:
             return forced_calls(frame, self.functions, given=opening, **limits)
-        if self.marker:
-            if self.grammar is None:
-                return None  # the model's own marker is worth more than the schema: no grammar can have both
+        if not self.required and self.grammar is None and (frame is None or self.marker or not self._any_strict()):
+            return None  # with such markers a model has to be left free to call at all
+        if frame is None or self.marker:
             raise InvalidRequest(
-                f"this model announces calls by the special token {self.marker}, so that tool_choice auto cannot be"
-                " combined with a grammar for the text: use tool_choice none or required",
+                f"no grammar can hold calls in this model's format ({self.calls.name}) beside other text: use"
+                f" tool_choice none{' or required' if frame else ', or auto without a grammar'}",
                 param="tool_choice",
             )
         if self.grammar is not None:
@@ -141,7 +137,7 @@ class AnswerPlan:
     def _any_strict(self) -> bool:
         return any(f.strict for f in self.functions)
 
-    def _behind_reasoning(self, wanted: Format, phase: reasoning.Phase) -> Format:
+    def _behind_reasoning(self, wanted: Format, phase: Phase) -> Format:
         assert self.reasoning is not None, "the phase says that there may be reasoning"
         begin, end = self.reasoning.begin, self.reasoning.end
         if self.ends_special:
@@ -166,8 +162,8 @@ class Answers:
     """Makes plans. Lives as long as the process."""
 
     def __init__(
-        self, vocabulary: Vocabulary, templates: ChatTemplates, tool_call_parser: formats.ParserChoice,
-        reasoning_parser: reasoning.ParserChoice,
+        self, vocabulary: Vocabulary, templates: ChatTemplates, tool_call_parser: ToolCallParser,
+        reasoning_parser: ReasoningParser,
     ) -> None:  # fmt: skip
         self._vocabulary, self._templates = vocabulary, templates
         self._tool_call_parser, self._reasoning_parser = tool_call_parser, reasoning_parser
@@ -181,13 +177,14 @@ class Answers:
         chat = request.chat
         if chat is None:
             return AnswerPlan(grammar=request.grammar)
+        asked = request.grammar or GrammarSpec("structural_tag", "", chat.max_whitespace, chat.jump_forward)
         functions = self._functions(chat)
         template = self._templates.of(_visible(chat))
         form = self._format(template, chat) if functions else None
         thinks = self._reasoning(template)
-        special = [] if form is None else [m for m in _markers(form) if self._is_special(m)]
+        special = [] if form is None else [mark for mark in _markers(form) if self._is_special(mark)]
         if thinks is not None:
-            special += [m for m in (thinks.begin, thinks.end) if self._is_special(m)]
+            special += [mark for mark in (thinks.begin, thinks.end) if self._is_special(mark)]
         return AnswerPlan(
             chat=self.shown(chat),
             grammar=request.grammar,
@@ -199,7 +196,9 @@ class Answers:
             reasoning=thinks,
             ends_special=thinks is not None and thinks.end in special,
             separate=chat.separate_reasoning,
-            kept_ids=frozenset(self._vocabulary.tokenizer.token_to_id(m) for m in special),
+            max_whitespace=asked.max_whitespace,
+            jump_forward=asked.jump_forward,
+            kept_ids=self._vocabulary.special_ids & {self._vocabulary.tokenizer.token_to_id(mark) for mark in special},
         )
 
     def shown(self, chat: m.ChatInput) -> m.ChatInput:
@@ -247,8 +246,8 @@ class Answers:
         if self._reasoning_parser == "none":
             return None
         if self._reasoning_parser != "auto":
-            return reasoning.FORMATS[self._reasoning_parser]
-        return None if template is None else reasoning.format_of_template(template.source)
+            return REASONING_FORMATS[self._reasoning_parser]
+        return None if template is None else reasoning_of_template(template.source)
 
     def _is_special(self, token: str) -> bool:
         return self._vocabulary.tokenizer.token_to_id(token) in self._vocabulary.special_ids

@@ -43,9 +43,6 @@ FORMATS: dict[str, ReasoningFormat] = {
     "qwen3": THINK,
     "qwen3-thinking": ALWAYS_THINK,
 }
-ParserChoice = Literal[
-    "auto", "none", "deepseek-r1", "deepseek-v3", "glm45", "kimi", "mistral", "qwen3", "qwen3-thinking"
-]
 
 
 def format_of_template(source: str) -> ReasoningFormat | None:

@@ -55,6 +55,9 @@ class ChatInput:
     """With `required`: the only function that may be called."""
     parallel_tool_calls: bool = True
     """False: at most one call per answer."""
+    max_whitespace: int = 0
+    """Of forced calls, where the request has no grammar of its own, as in `GrammarSpec`; `jump_forward` too."""
+    jump_forward: bool = True
     separate_reasoning: bool = True
     """Put what the model thinks into `TextDelta.reasoning`, when the tokenizer knows the model's way to mark it."""
     add_generation_prompt: bool = True

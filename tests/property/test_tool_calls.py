@@ -18,9 +18,9 @@ NAMES = ["hermes", "llama3", "mistral", "nemotron", "pythonic"]
 FRAGMENTS = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "<TOOLCALL>", "</TOOLCALL>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]",
-        "[CALL_ID]", "<|tool_call_start|>", "<|tool_call_end|>", '{"name": "f", "arguments": {"a": [1, "x}"]}}', '{"name": "add"',
-        '{"name":', '"f"', ', "arguments": ', "{}", "{", "}", "[", "]", "(", ")", "f(", "a=1", ", ", "; ", "\n", " ",
-        "\\", '"', "'", "é", "add", "<tool", "text", "null", ":", "[TOOL", "_CALLS]",
+        "[CALL_ID]", "<|tool_call_start|>", "<|tool_call_end|>", '{"name": "f", "arguments": {"a": [1, "x}"]}}',
+        '{"name": "add"', '{"name":', '"f"', ', "arguments": ', "{}", "{", "}", "[", "]", "(", ")", "f(", "a=1", ", ",
+        "; ", "\n", " ", "\\", '"', "'", "é", "add", "<tool", "text", "null", ":", "[TOOL", "_CALLS]",
     ]
 )  # fmt: skip
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=3), max_size=14).map("".join)
@@ -58,13 +58,10 @@ def test_a_text_without_a_call_is_content_to_the_last_character(name: str, text:
     assert calls or content == text
 
 
-THOUGHTS = st.lists(
-    st.sampled_from(
-        ["<think>", "</think>", "<thi", "</th", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷", "\n", " ", "so"]
-    )
-    | st.text(max_size=3),
-    max_size=10,
-).map("".join)
+TAGS = ["<think>", "</think>", "<thi", "</th", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷", "\n", " ", "so"]
+THOUGHTS = st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=10).map("".join)
+PHASES = st.sampled_from(["open", "possible", "over"])
+POINTS = st.lists(st.integers(0, 10_000), max_size=6)
 
 
 def split(name: str, phase: Phase, pieces: list[str]) -> tuple[str, str]:
@@ -74,11 +71,7 @@ def split(name: str, phase: Phase, pieces: list[str]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", ["qwen3", "kimi", "mistral"])
-@given(
-    text=THOUGHTS,
-    points=st.lists(st.integers(0, 10_000), max_size=6),
-    phase=st.sampled_from(["open", "possible", "over"]),
-)
+@given(text=THOUGHTS, points=POINTS, phase=PHASES)
 @settings(max_examples=300, deadline=None)
 def test_reasoning_cut_anyhow_gives_what_one_piece_gives(name: str, text: str, points: list[int], phase: Phase) -> None:
     whole = split(name, phase, [text])

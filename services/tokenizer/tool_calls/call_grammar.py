@@ -5,6 +5,7 @@ Source: https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,8 +87,9 @@ def possible_calls(
     """
     trigger = marker or frame.head[0]
     if frame.before:
-        calls = forced_calls(frame, functions, given=frame.before, only_one=only_one, max_whitespace=max_whitespace)
-        tags = [{"type": "tag", "begin": frame.before, "content": calls, "end": ""}]
+        inside = dataclasses.replace(frame, before="", after="")
+        calls = forced_calls(inside, functions, given="", only_one=only_one, max_whitespace=max_whitespace)
+        tags = [{"type": "tag", "begin": frame.before, "content": calls, "end": frame.after}]
     else:
         tags = [_call(frame, frame.head[0], function, max_whitespace) for function in functions]
     return {"type": "triggered_tags", "triggers": [trigger], "tags": tags, "stop_after_first": only_one}

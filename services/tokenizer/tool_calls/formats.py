@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import string
 from dataclasses import dataclass
-from typing import Literal
 
 from services.tokenizer.tool_calls.call_scanner import CallSyntax
 from services.tokenizer.tool_calls.events import CallReader
@@ -109,9 +108,6 @@ FORMATS: dict[str, CallFormat] = {
     "nemotron": NEMOTRON,
     "pythonic": PYTHONIC,
 }
-ParserChoice = Literal[
-    "auto", "none", "hermes", "qwen", "qwen25", "llama3", "mistral", "mistral-named", "nemotron", "pythonic"
-]
 
 
 def format_of_template(source: str) -> CallFormat | None:
