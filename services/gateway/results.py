@@ -35,7 +35,7 @@ class Result:
     def add(self, delta: m.TextDelta) -> None:
         self.text += delta.text
         self.reasoning += delta.reasoning
-        for call in delta.tool_calls:
+        for call in delta.tool_calls or ():
             self._add_call(call)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs

@@ -47,9 +47,9 @@ class AnswerReader:
         if self._calls_reader is not None:
             self._take(self._calls_reader.finish())
 
-    def take(self) -> tuple[str, str, list[m.ToolCallDelta]]:
-        """Text, reasoning and calls gained since the last time."""
-        gained = self._text, self._reasoning, self._gains
+    def take(self) -> tuple[str, str, list[m.ToolCallDelta] | None]:
+        """Text, reasoning and calls (None when there are none) gained since the last time."""
+        gained = self._text, self._reasoning, self._gains or None
         self._text = self._reasoning = ""
         self._gains = []
         return gained

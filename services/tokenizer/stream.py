@@ -126,7 +126,7 @@ class Stream:
 
     def _delta(self, error: m.ErrorInfo | None) -> m.TextDelta:
         prompt = self._first_info() if self._seq == 0 else None
-        text, reasoning, calls = (self._text, "", []) if self._answer is None else self._answer.take()
+        text, reasoning, calls = (self._text, "", None) if self._answer is None else self._answer.take()
         delta = m.TextDelta(
             self.rid, self._seq, text, self._ids, self._logprobs, prompt, self.completion_tokens,
             self._finish_reason, self._matched_stop, error, reasoning, calls,

@@ -179,7 +179,8 @@ class TextDelta:
     """The stop string or token id that ended it."""
     error: ErrorInfo | None = None
     reasoning: str = ""
-    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    tool_calls: list[ToolCallDelta] | None = None
+    """Null when no call gained anything, which is what most deltas are."""
 
 
 @dataclass(frozen=True, slots=True)

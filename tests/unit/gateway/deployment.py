@@ -94,7 +94,7 @@ class FakeTokenizer:
 
     def _piece(self, request: m.GenerateRequest, i: int, gain: str | m.TextDelta) -> m.TextDelta:
         if isinstance(gain, m.TextDelta):
-            text = gain.text + gain.reasoning + "".join(call.arguments for call in gain.tool_calls)
+            text = gain.text + gain.reasoning + "".join(call.arguments for call in gain.tool_calls or ())
         else:
             text, gain = gain, m.TextDelta("", 0, gain)
         logprobs = [token(100 + i, text, -0.5 * (i + 1), request.top_logprobs_num)] if request.return_logprob else []
@@ -133,7 +133,7 @@ def _merged(deltas: list[m.TextDelta]) -> m.TextDelta:
         seq=0,
         text="".join(d.text for d in deltas),
         reasoning="".join(d.reasoning for d in deltas),
-        tool_calls=merged_calls(deltas),
+        tool_calls=merged_calls(deltas) or None,
         token_ids=[i for d in deltas for i in d.token_ids],
         logprobs=[x for d in deltas for x in d.logprobs],
         prompt=deltas[0].prompt,
@@ -143,7 +143,7 @@ def _merged(deltas: list[m.TextDelta]) -> m.TextDelta:
 def merged_calls(deltas: list[m.TextDelta]) -> list[m.ToolCallDelta]:
     """One gain per call, as a request that does not stream gets them."""
     calls: dict[int, m.ToolCallDelta] = {}
-    for gain in (gain for delta in deltas for gain in delta.tool_calls):
+    for gain in (gain for delta in deltas for gain in delta.tool_calls or ()):
         before = calls.get(gain.index)
         calls[gain.index] = gain if before is None else replace(before, arguments=before.arguments + gain.arguments)
     return list(calls.values())
@@ -151,7 +151,7 @@ def merged_calls(deltas: list[m.TextDelta]) -> list[m.ToolCallDelta]:
 
 def gain(text: str = "", reasoning: str = "", *calls: m.ToolCallDelta) -> m.TextDelta:
     """A piece of an answer with more than text."""
-    return m.TextDelta("", 0, text, reasoning=reasoning, tool_calls=list(calls))
+    return m.TextDelta("", 0, text, reasoning=reasoning, tool_calls=list(calls) or None)
 
 
 @dataclass

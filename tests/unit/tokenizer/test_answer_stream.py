@@ -63,7 +63,7 @@ def answer(
 
 def calls_of(deltas: list[m.TextDelta]) -> list[tuple[str, str, str]]:
     calls: list[tuple[str, str, str]] = []
-    for gain in (gain for delta in deltas for gain in delta.tool_calls):
+    for gain in (gain for delta in deltas for gain in delta.tool_calls or ()):
         if gain.index == len(calls):
             calls.append((gain.id, gain.name, gain.arguments))
         else:
@@ -89,7 +89,7 @@ def test_an_answer_is_split_and_its_ids_and_logprobs_stay_whole(vocabulary: Voca
 
 def test_arguments_stream_in_pieces(vocabulary: Vocabulary) -> None:
     deltas, _ = answer(vocabulary, CALL)
-    gains = [gain for delta in deltas for gain in delta.tool_calls]
+    gains = [gain for delta in deltas for gain in delta.tool_calls or ()]
     assert len(gains) > 3
     assert [g.name for g in gains] == ["f"] + [""] * (len(gains) - 1)
 
