@@ -103,8 +103,8 @@ class AnswerPlan:
             thought = ReasoningReader(self.reasoning, self._phase(prompt))
         scanner = None
         if self.calls is not None:
-            names = frozenset(f.name for f in self.functions)
-            scanner = CallScanner(self.calls.syntax, names, opened=bool(opening), only_one=self.only_one)
+            functions = {f.name: f.parameters for f in self.functions}
+            scanner = CallScanner(self.calls.syntax, functions, opened=bool(opening), only_one=self.only_one)
         if thought is None and scanner is None:
             return None
         return AnswerReader(thought, scanner, (self.calls or formats.HERMES).new_id)

@@ -12,7 +12,17 @@ from shared.errors import ConfigError
 PROMPT_CHARS_PER_TOKEN = 32
 """Default bound of a prompt's text: more characters than this per token of context is no ordinary text."""
 ToolCallParser = Literal[
-    "auto", "none", "hermes", "llama3", "mistral", "mistral-named", "nemotron", "pythonic", "qwen", "qwen25"
+    "auto",
+    "none",
+    "hermes",
+    "llama3",
+    "mistral",
+    "mistral-named",
+    "nemotron",
+    "pythonic",
+    "qwen",
+    "qwen25",
+    "qwen3_coder",
 ]
 """Names of `tool_calls/formats.py`; SGLang's where it has the same."""
 ReasoningParser = Literal[

@@ -14,13 +14,14 @@ from services.tokenizer.tool_calls.formats import FORMATS
 from tests.unit.tokenizer.tool_calls.reading import read
 from tests.unit.tokenizer.tool_calls.test_formats import CASES
 
-NAMES = ["hermes", "llama3", "mistral", "nemotron", "pythonic"]
+NAMES = ["hermes", "llama3", "mistral", "nemotron", "pythonic", "qwen3_coder"]
 FRAGMENTS = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "<TOOLCALL>", "</TOOLCALL>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]",
         "[CALL_ID]", "<|tool_call_start|>", "<|tool_call_end|>", '{"name": "f", "arguments": {"a": [1, "x}"]}}',
         '{"name": "add"', '{"name":', '"f"', ', "arguments": ', "{}", "{", "}", "[", "]", "(", ")", "f(", "a=1", ", ",
         "; ", "\n", " ", "\\", '"', "'", "é", "add", "<tool", "text", "null", ":", "[TOOL", "_CALLS]",
+        "<function=", "<function=add>", "<parameter=a>", "</parameter>", "</function>", ">",
     ]
 )  # fmt: skip
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=3), max_size=14).map("".join)

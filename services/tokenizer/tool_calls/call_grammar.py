@@ -22,9 +22,14 @@ class Function:
     """One function of a request."""
 
     name: str
-    schema: dict[str, Any]
-    """Of its arguments: an object."""
+    parameters: dict[str, Any]
+    """JSON schema of its arguments: an object."""
     strict: bool | None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What arguments of a forced call fit."""
+        return {"type": "object"} if self.strict is False else self.parameters
 
 
 def functions_of(tools: Sequence[dict[str, Any]]) -> list[Function]:
@@ -49,8 +54,7 @@ def _function(tool: dict[str, Any], path: str) -> Function:
     if kind != "object":
         where = f"{path}.function.parameters"
         raise InvalidRequest(f"{where} must be a JSON schema of type 'object', got {kind!r}", param=where)
-    schema = {"type": "object", **parameters}
-    return Function(name, {"type": "object"} if strict is False else schema, strict if strict is None else bool(strict))
+    return Function(name, {"type": "object", **parameters}, None if strict is None else bool(strict))
 
 
 def forced_calls(
@@ -64,16 +68,18 @@ def forced_calls(
     """
     before, head = frame.before, frame.head[0]
     assert (before or head).startswith(given), "the marker begins what is forced"
-    first_head = head if before else head[len(given) :]
-    before = before[len(given) :] if before else ""
-
-    def one_of(head: str) -> Format:
-        return either([_call(frame, head, function, max_whitespace) for function in functions])
-
-    calls = one_of(first_head)
-    if not only_one:
-        more = _sequence(_constant(frame.between), one_of(head))
-        calls = _sequence(calls, {"type": "star", "content": more})
+    if before:
+        before = before[len(given) :]
+        given = ""
+    tags = [_call(frame, head, function, max_whitespace) for function in functions]
+    first = [_call(frame, head[len(given) :], function, max_whitespace) for function in functions] if given else tags
+    if only_one:
+        calls = either(first)
+    elif given:
+        more = _sequence(_constant(frame.between), either(tags))
+        calls = _sequence(either(first), {"type": "star", "content": more})
+    else:
+        calls = {"type": "tags_with_separator", "tags": tags, "separator": frame.between, "at_least_one": True}
     return _sequence(_constant(before), calls, _constant(frame.after))
 
 
@@ -97,6 +103,8 @@ def possible_calls(
 
 def _call(frame: Frame, head: str, function: Function, max_whitespace: int) -> Format:
     arguments = json_schema(function.schema, max_whitespace)
+    if frame.style != "json":
+        arguments["style"] = frame.style
     return {"type": "tag", "begin": head + function.name + frame.head[1], "content": arguments, "end": frame.tail}
 
 

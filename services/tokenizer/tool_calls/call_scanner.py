@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from services.tokenizer.tool_calls.events import CallReader, Event
+from services.tokenizer.tool_calls.events import CallReader, Event, Functions
 
 WHITESPACE = " \t\r\n"
 _State = Literal["content", "opened", "call", "after", "closed", "ignore"]
@@ -27,8 +27,8 @@ class CallSyntax:
     """The marker behind them; "" when there is none."""
     bare: str
     """A character that opens calls without a marker where it begins a line; "" when none does."""
-    reader: Callable[[str, frozenset[str], bool], CallReader | None]
-    """(next character, names of functions, whether it stands directly behind the marker) -> what reads a call that
+    reader: Callable[[str, Functions, bool], CallReader | None]
+    """(next character, functions, whether it stands directly behind the marker) -> what reads a call that
     begins so; None when none does."""
     inner: tuple[str, ...] = ()
     """Markers inside calls."""
@@ -37,13 +37,13 @@ class CallSyntax:
 class CallScanner:
     """The state of one answer."""
 
-    def __init__(self, syntax: CallSyntax, names: frozenset[str], *, opened: bool, only_one: bool) -> None:
+    def __init__(self, syntax: CallSyntax, functions: Functions, *, opened: bool, only_one: bool) -> None:
         """Args:
-        names: of the functions of the request; a call of any other is content.
+        functions: of the request; a call of any other is content.
         opened: the prompt ended with the marker.
         only_one: nothing is read after the first call.
         """
-        self._syntax, self._names, self._only_one = syntax, names, only_one
+        self._syntax, self._functions, self._only_one = syntax, functions, only_one
         self._state: _State = "opened" if opened else "content"
         self._rest = ""  # not decided yet
         self._raw = ""  # taken since the marker: content, if no call follows
@@ -139,7 +139,7 @@ class CallScanner:
         if char in WHITESPACE:
             self._raw, self._rest = self._raw + char, self._rest[1:]
             return True
-        self._call = self._syntax.reader(char, self._names, True)
+        self._call = self._syntax.reader(char, self._functions, True)
         if self._call is not None:
             self._state = "call"
         elif char == "[" and not self._raw.endswith("["):
@@ -174,7 +174,7 @@ class CallScanner:
             self._rest, self._state = self._rest[1:], "closed"
         elif char in WHITESPACE + ",;}":
             self._rest = self._rest[1:]
-        elif (call := self._syntax.reader(char, self._names, False)) is not None:
+        elif (call := self._syntax.reader(char, self._functions, False)) is not None:
             self._call, self._state = call, "call"
         else:
             self._to_content()

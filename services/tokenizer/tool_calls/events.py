@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+Functions = Mapping[str, dict[str, Any]]
+"""JSON schema of the arguments, by name: the functions that a request allows to be called."""
 
 
 @dataclass(frozen=True, slots=True)

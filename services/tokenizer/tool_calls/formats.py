@@ -7,10 +7,11 @@ import string
 from dataclasses import dataclass
 
 from services.tokenizer.tool_calls.call_scanner import CallSyntax
-from services.tokenizer.tool_calls.events import CallReader
+from services.tokenizer.tool_calls.events import CallReader, Functions
 from services.tokenizer.tool_calls.json_call import JsonCall
 from services.tokenizer.tool_calls.named_call import ARGS, CALL_ID, NamedCall
 from services.tokenizer.tool_calls.python_call import PythonCall
+from services.tokenizer.tool_calls.xml_call import XmlCall
 
 _LETTERS = string.ascii_letters + string.digits
 
@@ -29,6 +30,8 @@ class Frame:
     between: str
     before: str = ""
     after: str = ""
+    style: str = "json"
+    """How arguments are written, in xgrammar's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +52,22 @@ class CallFormat:
         return "call_" + "".join(secrets.choice(_LETTERS) for _ in range(24))
 
 
-def _json(char: str, names: frozenset[str], first: bool) -> CallReader | None:
-    return JsonCall(names) if char == "{" else None
+def _json(char: str, functions: Functions, first: bool) -> CallReader | None:
+    return JsonCall(functions) if char == "{" else None
 
 
-def _json_or_named(char: str, names: frozenset[str], first: bool) -> CallReader | None:
+def _json_or_named(char: str, functions: Functions, first: bool) -> CallReader | None:
     if char == "{":
-        return JsonCall(names)
-    return NamedCall(names) if first and _begins_name(char) else None
+        return JsonCall(functions)
+    return NamedCall(functions) if first and _begins_name(char) else None
 
 
-def _python(char: str, names: frozenset[str], first: bool) -> CallReader | None:
-    return PythonCall(names) if _begins_name(char) else None
+def _python(char: str, functions: Functions, first: bool) -> CallReader | None:
+    return PythonCall(functions) if _begins_name(char) else None
+
+
+def _xml(char: str, functions: Functions, first: bool) -> CallReader | None:
+    return XmlCall(functions) if char == "<" else None
 
 
 def _begins_name(char: str) -> bool:
@@ -96,12 +103,18 @@ MISTRAL_NAMED = CallFormat(
     Frame(("[TOOL_CALLS]", ARGS), "", ""),
     id_chars=9,
 )
+QWEN3_CODER = CallFormat(
+    "qwen3_coder",
+    CallSyntax(("<tool_call>",), "</tool_call>", "", _xml),
+    Frame(("<tool_call>\n<function=", ">\n"), "\n</function>\n</tool_call>", "\n", style="qwen_xml"),
+)
 PYTHONIC = CallFormat("pythonic", CallSyntax(("<|tool_call_start|>",), "<|tool_call_end|>", "[", _python), None)
 
 FORMATS: dict[str, CallFormat] = {
     "hermes": HERMES,
     "qwen": HERMES,
     "qwen25": HERMES,
+    "qwen3_coder": QWEN3_CODER,
     "llama3": LLAMA3,
     "mistral": MISTRAL,
     "mistral-named": MISTRAL_NAMED,
@@ -112,8 +125,8 @@ FORMATS: dict[str, CallFormat] = {
 
 def format_of_template(source: str) -> CallFormat | None:
     """The format that a chat template which shows tools asks for; None when it is none of these."""
-    if "<function=" in source:
-        return None  # calls as XML (Qwen3-Coder), though between Hermes' tags
+    if "<tool_call>" in source and "<function=" in source:
+        return QWEN3_CODER  # the same tags as Hermes' round other calls
     if "[TOOL_CALLS]" in source:
         return MISTRAL_NAMED if "[ARGS]" in source else MISTRAL
     for mark, found in (("<tool_call>", HERMES), ("<TOOLCALL>", NEMOTRON), ("<|tool_call_start|>", PYTHONIC)):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import orjson
 
-from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event
+from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event, Functions
 from services.tokenizer.tool_calls.json_span import JsonSpan
 
 ARGUMENTS = ("arguments", "parameters")
@@ -19,8 +19,8 @@ _State = Literal["open", "key or close", "key", "colon", "value", "in value", "c
 class JsonCall:
     """Arguments are given as they come, once the name is known. Other keys are skipped."""
 
-    def __init__(self, names: frozenset[str]) -> None:
-        self._names = names
+    def __init__(self, functions: Functions) -> None:
+        self._functions = functions
         self.done = self.failed = self.started = False
         self.raw = ""
         self._state: _State = "open"
@@ -104,7 +104,7 @@ class JsonCall:
             self.failed = True
         elif self._key == "name":
             name = _loaded(self._lexeme)
-            if not isinstance(name, str) or name not in self._names:
+            if not isinstance(name, str) or name not in self._functions:
                 self.failed = True
                 return
             self._name = name

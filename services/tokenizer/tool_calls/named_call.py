@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event
+from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event, Functions
 from services.tokenizer.tool_calls.json_call import WHITESPACE
 from services.tokenizer.tool_calls.json_span import JsonSpan
 
@@ -16,8 +16,8 @@ _NO_NAME = re.compile(r"[^\w.:-]", re.ASCII)
 class NamedCall:
     """Arguments are given as they come."""
 
-    def __init__(self, names: frozenset[str]) -> None:
-        self._names = names
+    def __init__(self, functions: Functions) -> None:
+        self._functions = functions
         self.done = self.failed = self.started = False
         self.raw = ""
         self._state: Literal["name", "mark", "id", "arguments"] = "name"
@@ -41,7 +41,7 @@ class NamedCall:
             end = match.start() if match else len(text)
             self._name += text[at:end]
             if match:
-                self.failed = self._name not in self._names
+                self.failed = self._name not in self._functions
                 self._state = "mark"
             return end
         if self._state == "id" and not self._mark and char != "[":

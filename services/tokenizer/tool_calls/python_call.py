@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event
+from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event, Functions
 
 _NO_NAME = re.compile(r"[^\w.:-]", re.ASCII)
 _MARK = re.compile(r"[\"'()\[\]{}]")
@@ -21,8 +21,8 @@ MAX_CHARS = 64 * 1024
 class PythonCall:
     """Given as a whole when its parenthesis closes: its arguments are rewritten as JSON."""
 
-    def __init__(self, names: frozenset[str]) -> None:
-        self._names = names
+    def __init__(self, functions: Functions) -> None:
+        self._functions = functions
         self.done = self.failed = self.started = False
         self.raw = ""
         self._name = ""
@@ -49,7 +49,7 @@ class PythonCall:
             self._name += text[at:end]
             if end > at or not match:
                 return end
-            self.failed = match[0] != "(" or self._name not in self._names
+            self.failed = match[0] != "(" or self._name not in self._functions
             self._closers = ["", ")"]
             return at if self.failed else at + 1
         match = _MARK.search(text, at)

@@ -81,6 +81,22 @@ CASES: dict[str, tuple[str, str, Read]] = {
     "an unknown name": ("mistral", "[TOOL_CALLS]rm[ARGS]{}", ("[TOOL_CALLS]rm[ARGS]{}", [])),
     "an unknown mark": ("mistral", "[TOOL_CALLS]f[ARG]{}", ("[TOOL_CALLS]f[ARG]{}", [])),
     "an empty list": ("mistral", "[TOOL_CALLS] []", ("[TOOL_CALLS] []", [])),
+    # Qwen3-Coder
+    "XML": ("qwen3_coder", "Ok.\n<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=s>\n2 <b>\n\n"
+            "</parameter>\n</function>\n</tool_call>", ("Ok.", [("add", '{"a": 1, "s": "2 <b>\\n"}')])),
+    "XML of all types": (
+        "qwen3_coder", "<tool_call><function=add><parameter=b>[1, {}]</parameter><parameter=flag>True</parameter>"
+        "<parameter=size>2</parameter><parameter=half>3</parameter><parameter=a>no number</parameter>"
+        "<parameter=new>7</parameter><parameter=ref>{}</parameter></function></tool_call>",
+        ("", [("add", '{"b": [1,{}], "flag": true, "size": 2, "half": 3, "a": "no number", "new": "7", "ref": {}}')]),
+    ),
+    "XML without arguments": ("qwen3_coder", "<tool_call>\n<function=f>\n</function>\n</tool_call>\n<tool_call>\n"
+                              "<function=f></function></tool_call>", ("", [("f", "{}"), ("f", "{}")])),
+    "XML of an unknown function": ("qwen3_coder", "<tool_call><function=rm></function></tool_call>",
+                                   ("<tool_call><function=rm></function></tool_call>", [])),
+    "XML that breaks off": ("qwen3_coder", "<tool_call><function=f><parameter=x>1</parameter>oops</tool_call>",
+                            ("oops</tool_call>", [("f", '{"x": "1"')])),
+    "XML that is cut": ("qwen3_coder", "<tool_call><function=f><parameter=x>1</para", ("", [("f", "")])),
     # Nemotron
     "a list in tags": ("nemotron", f"<TOOLCALL>[{CALL_A}, {CALL_W}]</TOOLCALL>", ("", [A, W])),
     # Python
@@ -118,7 +134,7 @@ def test_only_the_first_call_is_read_where_one_is_allowed() -> None:
 
 
 def test_arguments_come_as_they_are_written_and_content_at_once() -> None:
-    scanner = CallScanner(HERMES.syntax, frozenset({"f"}), opened=False, only_one=False)
+    scanner = CallScanner(HERMES.syntax, {"f": {}}, opened=False, only_one=False)
     assert scanner.add("Hi <") == ["Hi"]
     assert scanner.add("b") == [" <b"]
     assert scanner.add('<tool_call>{"name": "f", "argu') == []
@@ -136,6 +152,7 @@ TEMPLATES = {
     "<|python_tag|>": "llama3",
     "[func_name1(params_name1=params_value1)]": "pythonic",
     "<|tool_call_start|>": "pythonic",
+    "<tool_call>\n<function=example_function_name>": "qwen3_coder",
 }  # fmt: skip
 
 
@@ -147,5 +164,5 @@ def test_the_template_tells_the_format(source: str) -> None:
 
 
 def test_a_template_of_an_unknown_format_tells_none() -> None:
-    assert format_of_template("<tool_call>\n<function=f>\n<parameter=x>") is None
+    assert format_of_template("<｜tool▁calls▁begin｜>") is None
     assert format_of_template("{{ messages }}") is None
