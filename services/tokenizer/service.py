@@ -96,15 +96,16 @@ class TokenizerService:
         text = prompt.text or ""
         grammar = plan.full_grammar(text, prompt.opening)
         tokenized = admission.tokenized(request, self._model, prompt.token_ids, grammar, self._actor.id, stream.handle)
-        stream.begin(prompt, tokenized.logprob_start_len, plan.reader(text, prompt.opening))
+        made_of = "" if grammar is request.grammar else plan.grammar_param()
+        stream.begin(prompt, tokenized.logprob_start_len, plan.reader(text, prompt.opening), made_of)
         if stream.abort_asked:
             raise Aborted(f"request {request.rid!r} was aborted before it was queued")
         try:
             queued = await self._queue(tokenized)
         except InvalidRequest as fault:
-            if grammar is request.grammar or fault.param != "structural_tag":
-                raise
-            raise InvalidRequest(fault.message, param=plan.grammar_param()) from fault
+            if fault.param == "structural_tag" and made_of:
+                raise InvalidRequest(fault.message, param=made_of) from fault
+            raise
         stream.scheduler_id, stream.queued_after = queued.scheduler_id, queued.ledger
         if self._roll.is_gone(queued.scheduler_id):
             self._scheduler_lost(queued.scheduler_id, "ended after it took the request")

@@ -13,6 +13,8 @@ Knows nothing of the bus; `streams.StreamTable` feeds it.
 
 from __future__ import annotations
 
+import dataclasses
+
 from services.tokenizer.answer import AnswerReader
 from services.tokenizer.detokenizer import Detokenizer
 from services.tokenizer.logprobs import LogprobArrays, LogprobTexts
@@ -28,7 +30,7 @@ class Stream:
     """State of one request between `GenerateRequest` and its last delta. Mutated by the event loop only."""
 
     __slots__ = (
-        "_add", "_add_logprobs", "_answer", "_detokenizer", "_echo", "_finish_reason", "_ids", "_logprob_ids",
+        "_add", "_add_logprobs", "_answer", "_detokenizer", "_echo", "_finish_reason", "_grammar_param", "_ids", "_logprob_ids",
         "_logprobs", "_matched_stop", "_min_tokens", "_prompt_logprobs", "_prompt_text", "_prompt_tokens",
         "_request_stop_ids", "_seq", "_shows_stop", "_spell", "_stops", "_streams_deltas", "_text", "_top_num",
         "abort_asked", "cached_tokens", "completion_tokens", "handle", "queued_after", "received", "reply", "rid",
@@ -56,6 +58,7 @@ class Stream:
         self._streams_deltas, self._echo = request.stream, request.echo
         self._add_logprobs, self._top_num = request.return_logprob, request.top_logprobs_num
         self._answer: AnswerReader | None = None
+        self._grammar_param = ""
         self._seq = 0
         self._text = ""  # what the next delta carries
         self._ids: list[int] = []
@@ -72,13 +75,16 @@ class Stream:
         """Number of the next delta."""
         return self._seq
 
-    def begin(self, prompt: Prompt, logprob_start: int, answer: AnswerReader | None = None) -> None:
+    def begin(
+        self, prompt: Prompt, logprob_start: int, answer: AnswerReader | None = None, grammar_param: str = ""
+    ) -> None:
         """The prompt is known; called before the request goes to a scheduler.
 
         Args:
             answer: reads the text when there may be more in it than content.
+            grammar_param: the request's field that a structural tag was made of, for the scheduler's errors.
         """
-        self._answer = answer
+        self._answer, self._grammar_param = answer, grammar_param
         self._prompt_tokens = len(prompt.token_ids)
         self._prompt_text = prompt.text if self._echo else None
         self._logprob_ids = prompt.token_ids[logprob_start:] if logprob_start >= 0 else []
@@ -122,6 +128,8 @@ class Stream:
     def fail(self, error: m.ErrorInfo) -> m.TextDelta:
         """The last delta of a stream that cannot go on; held-back text is dropped."""
         self._finish_reason = "error"
+        if error.param == "structural_tag" and self._grammar_param:
+            error = dataclasses.replace(error, param=self._grammar_param)
         return self._delta(error)
 
     def _delta(self, error: m.ErrorInfo | None) -> m.TextDelta:

@@ -451,8 +451,21 @@ async def test_a_grammar_that_the_tools_made_is_refused_in_their_name(big: Stack
     answer = big.ids('<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>')
     await big.scheduler.say(request.handle, answer, len(answer), LENGTH)
     delta = await big.client.ending()
-    assert [(c.index, c.name, c.arguments) for c in delta.tool_calls] == [(0, "add", '{"a": 2}')]
+    assert [(c.index, c.name, c.arguments) for c in delta.tool_calls or ()] == [(0, "add", '{"a": 2}')]
     assert (delta.text, delta.finish_reason, delta.token_ids) == ("", "length", answer)
+
+
+async def test_a_grammar_that_fails_while_it_is_compiled_fails_in_its_name_too(big: Stack) -> None:
+    chat = m.ChatInput([{"role": "user", "content": "2+2"}], tools=[TOOL], tool_choice="required")
+    await big.client.generate(chat=chat)
+    handle = (await big.scheduler.requests.get()).handle
+    none, info = np.array([], np.int32), m.ErrorInfo("invalid_request", "too large", "structural_tag")
+    batch = m.TokenBatch(
+        big.scheduler.id, np.array([], np.uint32), none, none, none, np.array([], np.uint8), none,
+        errors=[m.TokenError(handle, info)],
+    )  # fmt: skip
+    await big.scheduler.actor.send(big.actor.subjects.tokenizer_tokens(big.actor.id), batch)
+    assert (await big.client.ending()).error == m.ErrorInfo("invalid_request", "too large", "tools")
 
 
 async def test_tokenize_shows_the_prompt_that_generate_would_use(big: Stack) -> None:
