@@ -12,6 +12,7 @@ from aiohttp import web
 from services.gateway import requests as rq
 from services.gateway.body import read_object
 from services.gateway.core import Core, json_response
+from services.gateway.grammar import grammar_of
 from services.gateway.logprobs import native_logprobs, native_top_logprobs
 from services.gateway.native_bodies import GenerateBody, NativeSampling
 from services.gateway.record import Record, record_of
@@ -86,6 +87,7 @@ class NativeGenerate:
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
                 timeout_s=rq.deadline_s(body.timeout_s, config),
+                grammar=grammar_of(samplings[i], "sampling_params."),
             )
             requests += rq.fan_out(base, [prompt], n)
         return requests

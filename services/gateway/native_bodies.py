@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.gateway.grammar_bodies import JsonSchema
 from services.gateway.openai_bodies import ChatMessage, about, given
+from services.gateway.tool_bodies import Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,13 @@ class NativeSampling:
     ignore_eos: bool | None = given("ignore_eos")
     skip_special_tokens: bool | None = given("skip_special_tokens")
     no_stop_trim: bool | None = about("Keep the stop string in the text.")
+    json_schema: JsonSchema | None = given("json_schema")
+    regex: str | None = given("regex")
+    ebnf: str | None = given("ebnf")
+    choice: list[str] | None = given("choice")
+    structural_tag: JsonSchema | None = given("structural_tag")
+    max_whitespace: int | None = given("max_whitespace")
+    jump_forward: bool | None = given("jump_forward")
     n: int | None = given("n")
 
 
@@ -60,6 +69,7 @@ class TokenizeBody:
 
     prompt: str | list[str] | None = about("Text, or texts: one list of ids each.")
     messages: list[ChatMessage] | None = about("A conversation, rendered by the chat template.")
+    tools: list[Tool] | None = about("Functions that the chat template shows; with messages.")
     model: str | None = given("model")
     add_special_tokens: bool | None = about("Add what the tokenizer adds to a prompt (default true).")
     add_generation_prompt: bool | None = about("Open the assistant's turn (default true); with messages.")

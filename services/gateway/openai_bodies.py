@@ -10,6 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from services.gateway.grammar_bodies import GRAMMAR_HELP, JsonSchema, ResponseFormat, StructuredOutputs
+from services.gateway.tool_bodies import NamedTool, Tool
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 HELP = {
@@ -38,6 +41,7 @@ HELP = {
     "cache_salt": "Requests share cached prefixes only within the same salt.",
     "rid": "Request id of the caller's choice: 1 to 100 visible ASCII characters.",
     "timeout_s": "Deadline in seconds; the server's own limit stays in force.",
+    **GRAMMAR_HELP,
 }
 
 
@@ -68,6 +72,7 @@ class ChatMessage:
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = about("Earlier calls of the assistant, handed to the chat template.")
     tool_call_id: str | None = about("The call that a tool message answers, handed to the chat template.")
+    reasoning_content: str | None = about("What the assistant thought, handed to the chat template.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,26 @@ class ChatCompletionBody:
     add_generation_prompt: bool | None = about("Open the assistant's turn (default true).")
     continue_final_message: bool | None = about("Go on with the last message, which is the assistant's.")
     chat_template_kwargs: dict[str, Any] | None = about("Extra variables of the chat template.")
+    tools: list[Tool] | None = about("Functions that the model may call.")
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = about(
+        "auto (default): the model decides. none: the tools are not shown to it. required: it calls at least one. "
+        "A function: it calls that one."
+    )
+    parallel_tool_calls: bool | None = about("false: at most one call per answer (default true).")
+    separate_reasoning: bool | None = about("Put what the model thinks into reasoning_content (default true).")
+    response_format: ResponseFormat | None = given("response_format")
+    json_schema: JsonSchema | None = given("json_schema")
+    regex: str | None = given("regex")
+    ebnf: str | None = given("ebnf")
+    choice: list[str] | None = given("choice")
+    structural_tag: JsonSchema | None = given("structural_tag")
+    structured_outputs: StructuredOutputs | None = given("structured_outputs")
+    guided_json: JsonSchema | None = given("guided_json")
+    guided_regex: str | None = given("guided_regex")
+    guided_choice: list[str] | None = given("guided_choice")
+    guided_grammar: str | None = given("guided_grammar")
+    max_whitespace: int | None = given("max_whitespace")
+    jump_forward: bool | None = given("jump_forward")
     user: str | None = given("user")
     priority: int | None = given("priority")
     cache_salt: str | None = given("cache_salt")
@@ -145,6 +170,19 @@ class CompletionBody:
     stream_options: StreamOptions | None = None
     logprobs: int | None = about("Return log probabilities, with that many alternatives per token, 0 to 20.")
     echo: bool | None = about("Put the prompt before the text; with logprobs, its log probabilities too.")
+    response_format: ResponseFormat | None = given("response_format")
+    json_schema: JsonSchema | None = given("json_schema")
+    regex: str | None = given("regex")
+    ebnf: str | None = given("ebnf")
+    choice: list[str] | None = given("choice")
+    structural_tag: JsonSchema | None = given("structural_tag")
+    structured_outputs: StructuredOutputs | None = given("structured_outputs")
+    guided_json: JsonSchema | None = given("guided_json")
+    guided_regex: str | None = given("guided_regex")
+    guided_choice: list[str] | None = given("guided_choice")
+    guided_grammar: str | None = given("guided_grammar")
+    max_whitespace: int | None = given("max_whitespace")
+    jump_forward: bool | None = given("jump_forward")
     user: str | None = given("user")
     priority: int | None = given("priority")
     cache_salt: str | None = given("cache_salt")

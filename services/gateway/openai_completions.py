@@ -12,6 +12,7 @@ from services.gateway import requests as rq
 from services.gateway.body import read_object
 from services.gateway.call import Call
 from services.gateway.core import Core, json_response
+from services.gateway.grammar import grammar_of, naming
 from services.gateway.logprobs import CompletionOffsets
 from services.gateway.models import resolve_model
 from services.gateway.openai_bodies import CompletionBody
@@ -49,14 +50,16 @@ class Completions:
         generations = self.generations(body, record.rid, n)
         model = resolve_model(body.model, self._core.backend.services()).id
         id_, created = f"cmpl-{record.rid}", int(time.time())
-        async with self._core.call(request, generations, rq.deadline_s(body.timeout_s, self._core.config)) as call:
-            if body.stream:
-                with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-                template = ChunkTemplate(id_, "text_completion", created, model, with_usage)
-                chunks = CompletionChunks(template, call, body, n if with_usage else 0)
-                return await send_events(request, call, chunks.render, chunks.finish)
-            choices = [_choice(i, result, body) for i, result in enumerate(await collect(call))]
-            return json_response(Completion(id_, created, model, choices, usage_of(call.streams, n)))
+        timeout_s = rq.deadline_s(body.timeout_s, self._core.config)
+        with naming(body):
+            async with self._core.call(request, generations, timeout_s) as call:
+                if body.stream:
+                    with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+                    template = ChunkTemplate(id_, "text_completion", created, model, with_usage)
+                    chunks = CompletionChunks(template, call, body, n if with_usage else 0)
+                    return await send_events(request, call, chunks.render, chunks.finish)
+                choices = [_choice(i, result, body) for i, result in enumerate(await collect(call))]
+                return json_response(Completion(id_, created, model, choices, usage_of(call.streams, n)))
 
     def generations(self, body: CompletionBody, rid: str, n: int) -> list[m.GenerateRequest]:
         """The body as requests to a tokenizer, one per prompt and choice.
@@ -85,6 +88,7 @@ class Completions:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             timeout_s=rq.deadline_s(body.timeout_s, self._core.config),
+            grammar=grammar_of(body),
         )
         return rq.fan_out(base, prompts, n)
 

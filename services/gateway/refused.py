@@ -13,13 +13,8 @@ from shared.errors import InvalidRequest
 Neutral = Mapping[str, tuple[Any, ...]]
 """Field -> values that ask for nothing; None, false, "" and [] always do."""
 
-_GRAMMARS = (
-    "regex", "ebnf", "json_schema", "structural_tag", "guided_json", "guided_regex", "guided_choice",
-    "guided_grammar", "structured_outputs",
-)  # fmt: skip
 _EVERYWHERE: Neutral = {
-    **dict.fromkeys(_GRAMMARS, ()),
-    "response_format": ({"type": "text"},),
+    "guided_whitespace_pattern": (),
     "length_penalty": (1, 1.0),
     "use_beam_search": (),
     "lora_path": (),
@@ -31,8 +26,6 @@ _EVERYWHERE: Neutral = {
 }
 CHAT: Neutral = {
     **_EVERYWHERE,
-    "tools": (),
-    "tool_choice": ("none", "auto"),
     "functions": (),
     "function_call": ("none", "auto"),
     "audio": (),

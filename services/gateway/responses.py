@@ -11,7 +11,7 @@ from typing import Any, Literal
 from shared.messages import SchedulerInfo
 from shared.messages.control import State
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,39 @@ class AssistantMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """Which function, and the JSON text of its arguments as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call that the model wants made; the answer to it names its id."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendedMessage:
+    """What the model said, thought and wants called, where there is more than text."""
+
+    content: str | None
+    reasoning_content: str | None
+    tool_calls: list[ToolCall] | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ChatChoice:
     """One of n answers."""
 
     index: int
-    message: AssistantMessage
+    message: AssistantMessage | ExtendedMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 

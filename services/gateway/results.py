@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from services.gateway.call import Call
-from services.gateway.responses import FinishReason
+from services.gateway.responses import (
+    AssistantMessage,
+    ExtendedMessage,
+    FinishReason,
+    FunctionCall,
+    ToolCall,
+)
 from shared import messages as m
 from shared.errors import Aborted, RhizomeError
 
@@ -15,6 +22,9 @@ class Result:
     """Sum of the deltas of one generation."""
 
     text: str = ""
+    reasoning: str = ""
+    tool_calls: list[m.ToolCallDelta] = field(default_factory=list)
+    """One per call, added up."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[m.TokenLogprob] = field(default_factory=list)
     prompt: m.PromptInfo | None = None
@@ -24,6 +34,9 @@ class Result:
 
     def add(self, delta: m.TextDelta) -> None:
         self.text += delta.text
+        self.reasoning += delta.reasoning
+        for call in delta.tool_calls or ():
+            self._add_call(call)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         self.completion_tokens = delta.completion_tokens
@@ -31,6 +44,21 @@ class Result:
             self.prompt = delta.prompt
         if delta.finish_reason is not None:
             self.last = delta
+
+    def message(self) -> AssistantMessage | ExtendedMessage:
+        """The answer of a conversation. Its content is null when there are calls instead."""
+        if not self.reasoning and not self.tool_calls:
+            return AssistantMessage(self.text)
+        calls = [ToolCall(call.id, FunctionCall(call.name, call.arguments)) for call in self.tool_calls]
+        content = None if calls and not self.text else self.text
+        return ExtendedMessage(content, self.reasoning or None, calls or None)
+
+    def _add_call(self, gain: m.ToolCallDelta) -> None:
+        if gain.index == len(self.tool_calls):
+            self.tool_calls.append(gain)
+        else:
+            call = self.tool_calls[gain.index]
+            self.tool_calls[gain.index] = dataclasses.replace(call, arguments=call.arguments + gain.arguments)
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -62,6 +90,8 @@ def openai_finish(delta: m.TextDelta) -> FinishReason:
         return "stop"
     if delta.finish_reason == "length":
         return "length"
+    if delta.finish_reason == "tool_calls":
+        return "tool_calls"
     if delta.finish_reason == "abort":
         raise Aborted("the generation was aborted")
     raise RhizomeError(f"a generation cannot end with {delta.finish_reason!r}")

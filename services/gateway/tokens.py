@@ -13,6 +13,7 @@ from services.gateway.core import Core, json_response
 from services.gateway.models import resolve_model
 from services.gateway.native_bodies import DetokenizeBody, TokenizeBody
 from services.gateway.responses import DetokenizeResult, TokenizeResult
+from services.gateway.tools import template_forms
 from shared import messages as m
 from shared import schema
 from shared.errors import InvalidRequest
@@ -41,7 +42,8 @@ class Tokens:
         special = body.add_special_tokens is not False
         if body.messages is not None:
             generation_prompt = body.add_generation_prompt is not False
-            chat = m.ChatInput(rq.as_messages(body.messages), add_generation_prompt=generation_prompt)
+            tools = template_forms(body.tools or [])
+            chat = m.ChatInput(rq.as_messages(body.messages), tools, add_generation_prompt=generation_prompt)
             return [m.Tokenize(chat=chat, add_special_tokens=special)]
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt or []
         _check_count(len(prompts), self._core.config.max_prompts_per_request, "prompt")

@@ -12,6 +12,7 @@ import numpy as np
 from services.tokenizer.model import Model
 from shared import messages as m
 from shared.errors import ContextLengthExceeded, InvalidRequest
+from shared.grammar import GrammarSpec
 from shared.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from shared.subjects import Subjects
 
@@ -117,7 +118,12 @@ def logprob_start(request: m.GenerateRequest, prompt_tokens: int) -> int:
 
 
 def tokenized(
-    request: m.GenerateRequest, model: Model, token_ids: list[int], tokenizer_id: str, handle: int
+    request: m.GenerateRequest,
+    model: Model,
+    token_ids: list[int],
+    grammar: GrammarSpec | None,
+    tokenizer_id: str,
+    handle: int,
 ) -> m.TokenizedRequest:
     """The scheduler's form of a checked request."""
     return m.TokenizedRequest(
@@ -133,5 +139,5 @@ def tokenized(
         priority=request.priority,
         cache_salt=request.cache_salt,
         timeout_s=request.timeout_s,
-        grammar=request.grammar,
+        grammar=grammar,
     )

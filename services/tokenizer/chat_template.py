@@ -46,10 +46,13 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except (jinja2.TemplateError, RecursionError) as fault:
             raise ConfigError(f"the chat template does not compile: {fault}") from fault
+        self.source = source
         self._special_tokens = dict(special_tokens)
         self._max_chars = max_chars
         self._takes_strings = self._shows(_PROBE)
         self._takes_parts = self._shows([{"type": "text", "text": _PROBE}])
+        self.takes_tools = self._shows_tools()
+        """Whether it tells the model of tools."""
 
     def render(self, chat: ChatInput) -> str:
         """The prompt of a conversation.
@@ -85,6 +88,16 @@ class ChatTemplate:
                 )
             parts.append(part)
         return "".join(parts)
+
+    def _shows_tools(self) -> bool:
+        parameters = {"type": "object", "properties": {}}
+        tool = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": parameters}}
+        content = "x" if self._takes_strings else [{"type": "text", "text": "x"}]
+        chat = ChatInput([{"role": "user", "content": content}], tools=[tool])
+        try:
+            return _PROBE in self._render(chat, chat.messages)
+        except (*_FAULTS, ContextLengthExceeded):
+            return False
 
     def _shows(self, content: Any) -> bool:
         """Whether a user message with this content comes out as its text and nothing else."""

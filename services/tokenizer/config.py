@@ -11,6 +11,24 @@ from shared.errors import ConfigError
 
 PROMPT_CHARS_PER_TOKEN = 32
 """Default bound of a prompt's text: more characters than this per token of context is no ordinary text."""
+ToolCallParser = Literal[
+    "auto",
+    "none",
+    "hermes",
+    "llama3",
+    "mistral",
+    "mistral-named",
+    "nemotron",
+    "pythonic",
+    "qwen",
+    "qwen25",
+    "qwen3_coder",
+]
+"""Names of `tool_calls/formats.py`; SGLang's where it has the same."""
+ReasoningParser = Literal[
+    "auto", "none", "deepseek-r1", "deepseek-v3", "glm45", "kimi", "mistral", "qwen3", "qwen3-thinking"
+]
+"""Names of `reasoning.py`; SGLang's where it has the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +40,14 @@ class TokenizerConfig:
     chat_template: str = option(
         "", help="built-in template, one of the model's named templates, or a file (.jinja, .json)",
         group="model", metavar="NAME|FILE",
+    )  # fmt: skip
+    tool_call_parser: ToolCallParser = option(
+        "auto", help="how the model writes tool calls; auto: as its chat template asks for them; none: leave them in"
+        " the text", group="model",
+    )  # fmt: skip
+    reasoning_parser: ReasoningParser = option(
+        "auto", help="how the model marks what it thinks; auto: by the tags in its chat template; none: leave it in"
+        " the text", group="model",
     )  # fmt: skip
     context_length: int | None = option(
         None, help="longest prompt plus answer, tokens (default: the model's)", group="model"

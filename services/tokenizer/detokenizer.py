@@ -109,15 +109,17 @@ class WindowDetokenizer:
     Equals one-shot decoding where a token's text depends on no more than its neighbours.
     """
 
-    __slots__ = ("_ids", "_read", "_read_text", "_skip", "_vocabulary")
+    __slots__ = ("_ids", "_read", "_read_text", "_skipped", "_vocabulary")
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool) -> None:
-        self._vocabulary, self._skip = vocabulary, skip_special_tokens
+    def __init__(self, vocabulary: Vocabulary, skipped: frozenset[int]) -> None:
+        self._vocabulary, self._skipped = vocabulary, skipped
         self._ids: list[int] = []  # the window
         self._read = 0  # ids of the window whose text was returned
         self._read_text = ""
 
     def add(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
         self._ids.append(token_id)
         text = self._decode(self._ids)
         held = len(self._ids) - self._read
@@ -133,7 +135,7 @@ class WindowDetokenizer:
         return self._decode(self._ids)[len(self._read_text) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return self._vocabulary.decode(ids, skip_special_tokens=self._skip)
+        return self._vocabulary.decode(ids, skip_special_tokens=False)
 
 
 class Detokenizers:
@@ -142,16 +144,23 @@ class Detokenizers:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._table = build_table(vocabulary)
-        self._skipping = None if self._table is None else self._table.without(vocabulary.special_ids)
+        self._tables: dict[frozenset[int], ByteTable | PieceTable | None] = {frozenset(): self._table}
 
-    def new(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """A detokenizer for one stream."""
-        table = self._skipping if skip_special_tokens else self._table
+    def new(self, *, skip_special_tokens: bool, kept: frozenset[int] = frozenset()) -> Detokenizer:
+        """A detokenizer for one stream.
+
+        Args:
+            kept: special tokens that are shown in any case; few different sets are ever asked for.
+        """
+        skipped = self._vocabulary.special_ids - kept if skip_special_tokens else frozenset()
+        if skipped not in self._tables:
+            self._tables[skipped] = None if self._table is None else self._table.without(skipped)
+        table = self._tables[skipped]
         if isinstance(table, ByteTable):
             return ByteLevelDetokenizer(table)
         if isinstance(table, PieceTable):
             return PieceDetokenizer(table)
-        return WindowDetokenizer(self._vocabulary, skip_special_tokens)
+        return WindowDetokenizer(self._vocabulary, skipped)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token as it appears inside a text, special tokens spelled out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.tokenizer.answer_plan import Answers
 from services.tokenizer.config import PROMPT_CHARS_PER_TOKEN, TokenizerConfig
 from services.tokenizer.detokenizer import Detokenizers
 from services.tokenizer.template_files import ChatTemplates, load_chat_templates
@@ -20,6 +21,7 @@ class Model:
     vocabulary: Vocabulary
     detokenizers: Detokenizers
     templates: ChatTemplates
+    answers: Answers
     context_length: int
     max_prompt_chars: int
     eos_token_ids: list[int]
@@ -35,12 +37,14 @@ def load_model(config: TokenizerConfig) -> Model:
     hyper = load_model_config(config.model_path, config.context_length)
     vocabulary = load_vocabulary(config.model_path, hyper.vocab_size)
     max_chars = config.max_prompt_chars or PROMPT_CHARS_PER_TOKEN * hyper.context_length
+    templates = load_chat_templates(config.model_path, config.chat_template, vocabulary.special_tokens, max_chars)
     eos = {*hyper.eos_token_ids, vocabulary.eos_token_id}
     return Model(
         name=config.model_name,
         vocabulary=vocabulary,
         detokenizers=Detokenizers(vocabulary),
-        templates=load_chat_templates(config.model_path, config.chat_template, vocabulary.special_tokens, max_chars),
+        templates=templates,
+        answers=Answers(vocabulary, templates, config.tool_call_parser, config.reasoning_parser),
         context_length=hyper.context_length,
         max_prompt_chars=max_chars,
         eos_token_ids=sorted(i for i in eos if i is not None and 0 <= i < hyper.vocab_size),

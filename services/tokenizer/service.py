@@ -15,6 +15,7 @@ from collections.abc import Callable
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.tokenizer import admission
+from services.tokenizer.answer_plan import AnswerPlan
 from services.tokenizer.encoder import Encoder
 from services.tokenizer.model import Model
 from services.tokenizer.packets import pack
@@ -24,7 +25,7 @@ from services.tokenizer.stream import Stream
 from services.tokenizer.streams import Outcome, StreamTable
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
-from shared.errors import Aborted, Unavailable
+from shared.errors import Aborted, InvalidRequest, Unavailable
 from shared.ledgers import LedgerRounds
 from shared.peers import Peers
 
@@ -78,24 +79,33 @@ class TokenizerService:
     async def _generate(self, request: m.GenerateRequest) -> m.Accepted:
         """[walk 2] A request arrives: check it, make ids of it, hand it to a scheduler."""
         admission.check_request(request, self._actor.subjects, self._model.vocabulary.size)
-        stream = self._streams.open(request)
+        plan = self._model.answers.plan(request)
+        stream = self._streams.open(request, plan.kept_ids)
         if self._actor.subjects.is_gateways(request.reply):
             self._ledgers.owe(request.reply)
         with contextlib.ExitStack() as undo:
             undo.callback(self._streams.close, stream)
-            accepted = await self._schedule(request, stream)
+            accepted = await self._schedule(request, plan, stream)
             undo.pop_all()  # accepted: from here on its last delta closes it
         return accepted
 
-    async def _schedule(self, request: m.GenerateRequest, stream: Stream) -> m.Accepted:
+    async def _schedule(self, request: m.GenerateRequest, plan: AnswerPlan, stream: Stream) -> m.Accepted:
         """Encode, queue at a scheduler, learn which one it is. The stream is registered: tokens may come first."""
         with self._encode_seconds.time():
-            prompt = await self._prompts.build(request)
-        tokenized = admission.tokenized(request, self._model, prompt.token_ids, self._actor.id, stream.handle)
-        stream.begin(prompt, tokenized.logprob_start_len)
+            prompt = await self._prompts.build(request, plan)
+        text = prompt.text or ""
+        grammar = plan.full_grammar(text, prompt.opening)
+        tokenized = admission.tokenized(request, self._model, prompt.token_ids, grammar, self._actor.id, stream.handle)
+        made_of = "" if grammar is request.grammar else plan.grammar_param()
+        stream.begin(prompt, tokenized.logprob_start_len, plan.reader(text, prompt.opening), made_of)
         if stream.abort_asked:
             raise Aborted(f"request {request.rid!r} was aborted before it was queued")
-        queued = await self._queue(tokenized)
+        try:
+            queued = await self._queue(tokenized)
+        except InvalidRequest as fault:
+            if fault.param == "structural_tag" and made_of:
+                raise InvalidRequest(fault.message, param=made_of) from fault
+            raise
         stream.scheduler_id, stream.queued_after = queued.scheduler_id, queued.ledger
         if self._roll.is_gone(queued.scheduler_id):
             self._scheduler_lost(queued.scheduler_id, "ended after it took the request")

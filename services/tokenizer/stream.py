@@ -5,6 +5,7 @@ Rules (the same as vLLM's where both have one):
   left out unless `include_stop_str_in_output`; special tokens are skipped as `skip_special_tokens` says.
 - A stop string ends the request at the token that completed it; later tokens of the same batch are dropped.
 - Stop strings are not looked for in the first `min_new_tokens` tokens.
+- Where the answer may have tool calls or reasoning, the text is read once more behind the stop strings (`answer.py`).
 - `matched_stop` is the stop string, or the token id if it was asked for in `stop_token_ids`; None for EOS.
 
 Knows nothing of the bus; `streams.StreamTable` feeds it.
@@ -12,6 +13,9 @@ Knows nothing of the bus; `streams.StreamTable` feeds it.
 
 from __future__ import annotations
 
+import dataclasses
+
+from services.tokenizer.answer import AnswerReader
 from services.tokenizer.detokenizer import Detokenizer
 from services.tokenizer.logprobs import LogprobArrays, LogprobTexts
 from services.tokenizer.prompt import Prompt
@@ -26,10 +30,11 @@ class Stream:
     """State of one request between `GenerateRequest` and its last delta. Mutated by the event loop only."""
 
     __slots__ = (
-        "_add", "_add_logprobs", "_detokenizer", "_echo", "_finish_reason", "_ids", "_logprob_ids", "_logprobs",
-        "_matched_stop", "_min_tokens", "_prompt_logprobs", "_prompt_text", "_prompt_tokens", "_request_stop_ids",
-        "_seq", "_shows_stop", "_spell", "_stops", "_streams_deltas", "_text", "_top_num", "abort_asked",
-        "cached_tokens", "completion_tokens", "handle", "queued_after", "received", "reply", "rid", "scheduler_id",
+        "_add", "_add_logprobs", "_answer", "_detokenizer", "_echo", "_finish_reason", "_grammar_param", "_ids", "_logprob_ids",
+        "_logprobs", "_matched_stop", "_min_tokens", "_prompt_logprobs", "_prompt_text", "_prompt_tokens",
+        "_request_stop_ids", "_seq", "_shows_stop", "_spell", "_stops", "_streams_deltas", "_text", "_top_num",
+        "abort_asked", "cached_tokens", "completion_tokens", "handle", "queued_after", "received", "reply", "rid",
+        "scheduler_id",
     )  # fmt: skip
 
     def __init__(self, request: m.GenerateRequest, handle: int, detokenizer: Detokenizer, spell: LogprobTexts) -> None:
@@ -52,6 +57,8 @@ class Stream:
         self._request_stop_ids = frozenset(sampling.stop_token_ids)
         self._streams_deltas, self._echo = request.stream, request.echo
         self._add_logprobs, self._top_num = request.return_logprob, request.top_logprobs_num
+        self._answer: AnswerReader | None = None
+        self._grammar_param = ""
         self._seq = 0
         self._text = ""  # what the next delta carries
         self._ids: list[int] = []
@@ -68,8 +75,16 @@ class Stream:
         """Number of the next delta."""
         return self._seq
 
-    def begin(self, prompt: Prompt, logprob_start: int) -> None:
-        """The prompt is known; called before the request goes to a scheduler."""
+    def begin(
+        self, prompt: Prompt, logprob_start: int, answer: AnswerReader | None = None, grammar_param: str = ""
+    ) -> None:
+        """The prompt is known; called before the request goes to a scheduler.
+
+        Args:
+            answer: reads the text when there may be more in it than content.
+            grammar_param: the request's field that a structural tag was made of, for the scheduler's errors.
+        """
+        self._answer, self._grammar_param = answer, grammar_param
         self._prompt_tokens = len(prompt.token_ids)
         self._prompt_text = prompt.text if self._echo else None
         self._logprob_ids = prompt.token_ids[logprob_start:] if logprob_start >= 0 else []
@@ -99,6 +114,8 @@ class Stream:
             self._finish_reason = _REASONS[finish]
             if finish == STOPPED and ids and ids[-1] in self._request_stop_ids:
                 self._matched_stop = ids[-1]
+        if self._answer is not None:
+            self._read(self._answer)
         return self._finish_reason is not None
 
     def take_delta(self) -> m.TextDelta | None:
@@ -111,19 +128,33 @@ class Stream:
     def fail(self, error: m.ErrorInfo) -> m.TextDelta:
         """The last delta of a stream that cannot go on; held-back text is dropped."""
         self._finish_reason = "error"
+        if error.param == "structural_tag" and self._grammar_param:
+            error = dataclasses.replace(error, param=self._grammar_param)
         return self._delta(error)
 
     def _delta(self, error: m.ErrorInfo | None) -> m.TextDelta:
         prompt = self._first_info() if self._seq == 0 else None
+        text, reasoning, calls = (self._text, "", None) if self._answer is None else self._answer.take()
         delta = m.TextDelta(
-            self.rid, self._seq, self._text, self._ids, self._logprobs, prompt, self.completion_tokens,
-            self._finish_reason, self._matched_stop, error,
+            self.rid, self._seq, text, self._ids, self._logprobs, prompt, self.completion_tokens,
+            self._finish_reason, self._matched_stop, error, reasoning, calls,
         )  # fmt: skip
         self._seq += 1
         self._text, self._ids = "", []
         if self._logprobs:
             self._logprobs = []
         return delta
+
+    def _read(self, answer: AnswerReader) -> None:
+        """Hand the new text on, and end the stream behind the only call that it may have."""
+        answer.add(self._text)
+        self._text = ""
+        if answer.done and self._finish_reason is None:
+            self._finish_reason = "stop"
+        if self._finish_reason is not None:
+            answer.finish()
+        if self._finish_reason == "stop" and answer.calls:
+            self._finish_reason = "tool_calls"
 
     def _first_info(self) -> m.PromptInfo:
         return m.PromptInfo(self._prompt_tokens, self.cached_tokens, self._prompt_text, self._prompt_logprobs)

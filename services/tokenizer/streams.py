@@ -55,8 +55,11 @@ class StreamTable:
     def __iter__(self) -> Iterator[Stream]:
         return iter(list(self._by_handle.values()))
 
-    def open(self, request: m.GenerateRequest) -> Stream:
+    def open(self, request: m.GenerateRequest, kept_ids: frozenset[int] = frozenset()) -> Stream:
         """Register a request. Tokens may arrive as soon as the scheduler has heard of it.
+
+        Args:
+            kept_ids: special tokens that are part of the text whatever the request says.
 
         Raises:
             Overloaded: the table is full.
@@ -66,7 +69,7 @@ class StreamTable:
             raise InvalidRequest(f"rid {request.rid!r} is already running: use another", param="rid")
         if len(self._by_handle) >= self._max_streams:
             raise Overloaded(f"{self._max_streams} requests are running on this tokenizer: try again later")
-        detokenizer = self._detokenizers.new(skip_special_tokens=request.sampling.skip_special_tokens)
+        detokenizer = self._detokenizers.new(skip_special_tokens=request.sampling.skip_special_tokens, kept=kept_ids)
         stream = Stream(request, self._free_handle(), detokenizer, self._spell)
         self._by_handle[stream.handle] = self._by_rid[stream.rid] = stream
         self.empty.clear()

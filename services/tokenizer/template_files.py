@@ -25,13 +25,17 @@ class ChatTemplates:
     default: ChatTemplate | None
     tool_use: ChatTemplate | None = None
 
+    def of(self, chat: ChatInput) -> ChatTemplate | None:
+        """The template for a conversation."""
+        return (self.tool_use if chat.tools else None) or self.default
+
     def render(self, chat: ChatInput) -> str:
         """The prompt of a conversation; see `ChatTemplate.render`.
 
         Raises:
             InvalidRequest: also when there is no template.
         """
-        template = (self.tool_use if chat.tools else None) or self.default
+        template = self.of(chat)
         if template is None:
             raise InvalidRequest(
                 "the model has no chat template: start the tokenizer with --chat-template, or send a plain prompt",

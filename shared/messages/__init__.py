@@ -38,6 +38,7 @@ from shared.messages.generation import (
     TokenizedRequest,
     TokenLogprob,
     Tokens,
+    ToolCallDelta,
     TopLogprob,
 )
 from shared.messages.step import EngineFault, RowInit, StepMasks, StepPlan, StepResult, StepTiming
@@ -80,5 +81,6 @@ __all__ = [
     "Tokenize",
     "TokenizedRequest",
     "Tokens",
+    "ToolCallDelta",
     "TopLogprob",
 ]  # fmt: skip

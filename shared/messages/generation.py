@@ -20,7 +20,7 @@ U32 = npt.NDArray[np.uint32]
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 # `TokenBatch.finish` codes.
 RUNNING, STOPPED, LENGTH, ABORTED = 0, 1, 2, 3
@@ -49,6 +49,17 @@ class ChatInput:
     messages: list[dict[str, Any]]
     """OpenAI chat messages: role, content (string or parts), name, tool_calls, tool_call_id."""
     tools: list[dict[str, Any]] = field(default_factory=list)
+    """OpenAI tools: {"type": "function", "function": {name, description, parameters, strict}}."""
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: str = ""
+    """With `required`: the only function that may be called."""
+    parallel_tool_calls: bool = True
+    """False: at most one call per answer."""
+    max_whitespace: int = 0
+    """Of forced calls, where the request has no grammar of its own, as in `GrammarSpec`; `jump_forward` too."""
+    jump_forward: bool = True
+    separate_reasoning: bool = True
+    """Put what the model thinks into `TextDelta.reasoning`, when the tokenizer knows the model's way to mark it."""
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     """Leave the last (assistant) message open so that the model goes on with it."""
@@ -137,6 +148,18 @@ class PromptInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """What one tool call of an answer gained. The first one of a call has its id and name."""
+
+    index: int
+    """0, 1, 2, ... per answer."""
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    """The next piece of the arguments' JSON text, as the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """What one request gained. The delta that has `finish_reason` is its last."""
 
@@ -144,8 +167,9 @@ class TextDelta:
     seq: int
     """0, 1, 2, ... per request; a gap means a lost message."""
     text: str = ""
+    """Without tool calls and reasoning, which have fields of their own."""
     token_ids: list[int] = field(default_factory=list)
-    """Ids that `text` is made of so far; text may lag behind ids by what is held back."""
+    """Ids that all text is made of so far; text may lag behind ids by what is held back."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt: PromptInfo | None = None
     completion_tokens: int = 0
@@ -154,6 +178,9 @@ class TextDelta:
     matched_stop: str | int | None = None
     """The stop string or token id that ended it."""
     error: ErrorInfo | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] | None = None
+    """Null when no call gained anything, which is what most deltas are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,8 +107,8 @@ async def test_errors_become_the_client_s_exceptions(client: AsyncOpenAI, gw: De
         await ask(model="nope")
     assert absent.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as tools:
-        await ask(tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
-    assert tools.value.param == "tools"
+        await ask(tools=[{"type": "function", "function": {"name": "no name", "parameters": {}}}])
+    assert tools.value.param == "tools[0].function.name"
     with pytest.raises(openai.AuthenticationError):
         await client.with_options(api_key="wrong").models.list()
     gw.tokenizer.script = lambda _: Script(refuse=ContextLengthExceeded("too long", param="messages"))

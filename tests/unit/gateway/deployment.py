@@ -29,7 +29,8 @@ PROMPT_TOKENS, CACHED_TOKENS = 7, 4
 class Script:
     """What the fake tokenizer does with one request: one delta per piece, then the end."""
 
-    pieces: list[str] = field(default_factory=lambda: ["Hel", "lo", ' "world" é'])
+    pieces: list[str | m.TextDelta] = field(default_factory=lambda: ["Hel", "lo", ' "world" é'])
+    """Texts, or deltas with more than text."""
     finish: m.TextDelta = field(default_factory=lambda: m.TextDelta("", 0, finish_reason="stop", matched_stop=2))
     refuse: RhizomeError | None = None
     gate: asyncio.Event | None = None
@@ -91,10 +92,14 @@ class FakeTokenizer:
             if i == 0 and script.gate is not None:
                 await script.gate.wait()
 
-    def _piece(self, request: m.GenerateRequest, i: int, text: str) -> m.TextDelta:
+    def _piece(self, request: m.GenerateRequest, i: int, gain: str | m.TextDelta) -> m.TextDelta:
+        if isinstance(gain, m.TextDelta):
+            text = gain.text + gain.reasoning + "".join(call.arguments for call in gain.tool_calls or ())
+        else:
+            text, gain = gain, m.TextDelta("", 0, gain)
         logprobs = [token(100 + i, text, -0.5 * (i + 1), request.top_logprobs_num)] if request.return_logprob else []
-        return m.TextDelta(
-            request.rid, i, text, token_ids=[100 + i], logprobs=logprobs, completion_tokens=i + 1
+        return replace(
+            gain, rid=request.rid, seq=i, token_ids=[100 + i], logprobs=logprobs, completion_tokens=i + 1
         )  # fmt: skip
 
     def _prompt(self, request: m.GenerateRequest, script: Script) -> m.PromptInfo:
@@ -127,10 +132,26 @@ def _merged(deltas: list[m.TextDelta]) -> m.TextDelta:
         deltas[-1],
         seq=0,
         text="".join(d.text for d in deltas),
+        reasoning="".join(d.reasoning for d in deltas),
+        tool_calls=merged_calls(deltas) or None,
         token_ids=[i for d in deltas for i in d.token_ids],
         logprobs=[x for d in deltas for x in d.logprobs],
         prompt=deltas[0].prompt,
     )
+
+
+def merged_calls(deltas: list[m.TextDelta]) -> list[m.ToolCallDelta]:
+    """One gain per call, as a request that does not stream gets them."""
+    calls: dict[int, m.ToolCallDelta] = {}
+    for gain in (gain for delta in deltas for gain in delta.tool_calls or ()):
+        before = calls.get(gain.index)
+        calls[gain.index] = gain if before is None else replace(before, arguments=before.arguments + gain.arguments)
+    return list(calls.values())
+
+
+def gain(text: str = "", reasoning: str = "", *calls: m.ToolCallDelta) -> m.TextDelta:
+    """A piece of an answer with more than text."""
+    return m.TextDelta("", 0, text, reasoning=reasoning, tool_calls=list(calls) or None)
 
 
 @dataclass

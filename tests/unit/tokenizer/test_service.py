@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -144,6 +145,16 @@ async def stack(folder: Path, bus: Bus) -> AsyncIterator[Stack]:
 @pytest.fixture
 async def local(folder: Path) -> AsyncIterator[Stack]:
     async for built in build(folder, LocalBus(), max_streams=2):
+        yield built
+
+
+@pytest.fixture
+async def big(tmp_path: Path) -> AsyncIterator[Stack]:
+    """A model with room for tools."""
+    folder = tiny.write_model(tmp_path / "big", chat_template=TEMPLATE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    async for built in build(folder, LocalBus()):
         yield built
 
 
@@ -420,3 +431,45 @@ async def test_metrics_count_streams_and_tokens(local: Stack) -> None:
     assert value("rhizome_num_streams") == 1
     assert value("rhizome_detokenized_tokens_total") == len(local.ids("fox"))
     assert value("rhizome_encode_seconds_count") == 1
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+async def test_a_grammar_that_the_tools_made_is_refused_in_their_name(big: Stack) -> None:
+    chat = m.ChatInput([{"role": "user", "content": "2+2"}], tools=[TOOL], tool_choice="required")
+    big.scheduler.refusal = InvalidRequest("no such keyword", param="structural_tag")
+    with pytest.raises(InvalidRequest) as refusal:
+        await big.client.generate(chat=chat)
+    assert refusal.value.param == "tools"
+    big.scheduler.refusal = None
+    await big.client.generate(chat=chat)
+    await big.scheduler.requests.get()
+    request = await big.scheduler.requests.get()
+    assert request.grammar is not None
+    assert request.grammar.kind == "structural_tag"
+    answer = big.ids('<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>')
+    await big.scheduler.say(request.handle, answer, len(answer), LENGTH)
+    delta = await big.client.ending()
+    assert [(c.index, c.name, c.arguments) for c in delta.tool_calls or ()] == [(0, "add", '{"a": 2}')]
+    assert (delta.text, delta.finish_reason, delta.token_ids) == ("", "length", answer)
+
+
+async def test_a_grammar_that_fails_while_it_is_compiled_fails_in_its_name_too(big: Stack) -> None:
+    chat = m.ChatInput([{"role": "user", "content": "2+2"}], tools=[TOOL], tool_choice="required")
+    await big.client.generate(chat=chat)
+    handle = (await big.scheduler.requests.get()).handle
+    none, info = np.array([], np.int32), m.ErrorInfo("invalid_request", "too large", "structural_tag")
+    batch = m.TokenBatch(
+        big.scheduler.id, np.array([], np.uint32), none, none, none, np.array([], np.uint8), none,
+        errors=[m.TokenError(handle, info)],
+    )  # fmt: skip
+    await big.scheduler.actor.send(big.actor.subjects.tokenizer_tokens(big.actor.id), batch)
+    assert (await big.client.ending()).error == m.ErrorInfo("invalid_request", "too large", "tools")
+
+
+async def test_tokenize_shows_the_prompt_that_generate_would_use(big: Stack) -> None:
+    chat = m.ChatInput([{"role": "user", "content": "2+2"}], tools=[TOOL])
+    tokens = await big.client.actor.ask(big.actor.subjects.tokenize, m.Tokenize(chat=chat), m.Tokens)
+    await big.client.generate(chat=chat)
+    assert (await big.scheduler.requests.get()).input_ids.tolist() == tokens.token_ids
