@@ -187,5 +187,7 @@ def _reason(matcher: Any) -> str:
     text = re.split(r"<state>|<non-verbose/>", str(matcher.get_error()))[0].rstrip()
     if found := _REGEX_FAULT.search(text):
         return f"{found[3]}, at character {len(found[2]) - len(found[1]) + 1}"
+    if "coerce_one_of" in text:
+        return "oneOf whose branches might match the same value cannot be enforced: use anyOf, or tell them apart by type"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines)[:500]
