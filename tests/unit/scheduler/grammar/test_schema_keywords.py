@@ -34,8 +34,8 @@ ROWS: list[Row] = [
      [{"a": "x"}, {"b": 1}]),
     ("properties", {"type": "object", "properties": {"a/b": INT, "c\"d": STR, "é": {}}},
      [{"a/b": 1, "c\"d": "x", "é": None}], [{"a/b": "x"}, {"c\"d": 1}]),
-    ("required", {"type": "object", "properties": {"a": INT, "b": INT}, "required": ["b"]}, [{"b": 1}, {"a": 1, "b": 2}],
-     [{}, {"a": 1}]),
+    ("required", {"type": "object", "properties": {"a": INT, "b": INT}, "required": ["b"]},
+     [{"b": 1}, {"a": 1, "b": 2}], [{}, {"a": 1}]),
     ("required", {"type": "object", "required": ["z"]}, [{"z": 1}], [{}, {"a": 1}]),
     ("additionalProperties", {"type": "object", "properties": {"a": INT}, "additionalProperties": False},
      [{}, {"a": 1}], [{"b": 1}, {"a": 1, "b": 1}]),
@@ -55,7 +55,8 @@ ROWS: list[Row] = [
     ("minItems", {"type": "array", "items": INT, "minItems": 2}, [[1, 2], [1, 2, 3]], [[], [1]]),
     ("maxItems", {"type": "array", "items": INT, "maxItems": 2}, [[], [1, 2]], [[1, 2, 3]]),
     ("uniqueItems", {"type": "array", "items": INT, "uniqueItems": False}, [[1, 1]], [["a"]]),
-    ("uniqueItems", {"type": "array", "items": INT, "uniqueItems": True, "maxItems": 1}, [[], [1]], [[1, 1], [1, 2, 3]]),
+    ("uniqueItems", {"type": "array", "items": INT, "uniqueItems": True, "maxItems": 1}, [[], [1]],
+     [[1, 1], [1, 2, 3]]),
     ("minLength", {"type": "string", "minLength": 2}, ["ab", "é日", "\"\\", "abc"], ["", "a", "é"]),
     ("minLength", {"minLength": 2}, ["ab", 1, None, []], ["a"]),
     ("maxLength", {"type": "string", "maxLength": 2}, ["", "ab", "\n\"", "日😀"], ["abc", "日本語"]),
@@ -84,7 +85,8 @@ ROWS: list[Row] = [
     ("allOf", {"allOf": [INT, {"minimum": 3}, {"maximum": 5}]}, [3, 5], [2, 6, "a"]),
     ("allOf", {"allOf": [
         {"type": "object", "properties": {"a": INT}, "required": ["a"]},
-        {"type": "object", "properties": {"b": STR}, "required": ["b"]}]}, [{"a": 1, "b": "x"}], [{"a": 1}, {"b": "x"}]),
+        {"type": "object", "properties": {"b": STR}, "required": ["b"]}]},
+     [{"a": 1, "b": "x"}], [{"a": 1}, {"b": "x"}]),
     ("$ref", {"$ref": "#/$defs/a%20b~1c", "$defs": {"a b/c": INT}}, [1], ["a"]),
     ("$ref", {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
               "required": ["next"], "additionalProperties": False}, [{"next": None}, {"next": {"next": None}}],
@@ -140,7 +142,7 @@ def test_a_keyword_that_cannot_be_enforced_is_refused_with_its_place(keyword: st
 
 def test_annotations_change_nothing() -> None:
     plain = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
-    noted = {**plain, **{key: "x" for key in ANNOTATIONS}, "x-note": {"whitespace_flexible": True}, "x-guidance": {}}
+    noted = {**plain, **dict.fromkeys(ANNOTATIONS, "x"), "x-note": {"whitespace_flexible": True}, "x-guidance": {}}
     grammar = of_schema(noted)
     assert matches(grammar, '{"a":1}')
     assert not matches(grammar, '{"a": 1}')

@@ -1,4 +1,4 @@
-"""A small byte-level vocabulary trained on JSON, grammars built on it without a process, and walks through their masks."""
+"""A small byte-level vocabulary trained on JSON, grammars built on it without a process, walks through their masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ CORPUS = [
     "The quick brown fox jumps over the lazy dog. Übermut tut selten gut; naïve café. 日本語 テキスト 😀",
     '"status":"active", "count": 2024-01-01T10:00:00Z false function(a, b) { return a + b; }\n\n',
 ] * 3
-CLOSING = (b'"', b"}", b"]", b'"}', b'"]', b'"]}')
 
 
 @functools.cache
@@ -94,10 +93,12 @@ def mask_of(state: GrammarState) -> np.ndarray:
     return allowed_ids(mask)
 
 
-def walk(grammar: Grammar, seed: int, most_tokens: int = 60) -> str:
-    """A sentence chosen at random among allowed tokens; after `most_tokens` the shortest way out is preferred."""
+def walk(grammar: Grammar, seed: int, most_tokens: int = 60, way_out: str = '"}]') -> str:
+    """A sentence chosen at random among allowed tokens; after `most_tokens` mostly those that start as `way_out`."""
     rng = random.Random(seed)
-    state, out = grammar.start(STOPS), []
+    state = grammar.start(STOPS)
+    out: list[bytes] = []
+    starts = {char.encode()[:1] for char in way_out}
     for step in range(most_tokens * 20):
         allowed = mask_of(state).tolist()
         if state.complete and (step > most_tokens or rng.random() < 0.1 or allowed == [STOP]):
@@ -106,9 +107,9 @@ def walk(grammar: Grammar, seed: int, most_tokens: int = 60) -> str:
             assert state.ended
             return b"".join(out).decode()
         allowed = [i for i in allowed if i != STOP]
-        if step > most_tokens:
-            closing = [i for i in allowed if vocabulary().token_bytes[i] in CLOSING]
-            allowed = closing or sorted(allowed, key=lambda i: len(vocabulary().token_bytes[i]))[:40]
+        if step > most_tokens and rng.random() < 0.7:
+            closing = [i for i in allowed if vocabulary().token_bytes[i][:1] in starts]
+            allowed = [i for i in closing if vocabulary().token_bytes[i] == b'"'] or closing or allowed
         chosen = rng.choice(allowed)
         assert state.accept(chosen), f"{chosen} is in the mask and refused after {b''.join(out)!r}"
         out.append(vocabulary().token_bytes[chosen])
