@@ -50,7 +50,7 @@ SELF = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
         ({"patternProperties": {"[": {}}}, "unclosed character class"),
         ({"anyOf": []}, "at /anyOf"),
         ({"anyOf": [{}, {"oneOf": 3}]}, "at /anyOf/1/oneOf"),
-        ({"properties": {"a": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}}, "at /properties/a: a oneOf in which"),
+        ({"properties": {"a": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}}, "at /properties/a: a oneOf in"),
         ({"$ref": "http://example.com/x"}, r"at /\$ref: only pointers"),
         ({"$ref": "#name"}, r"at /\$ref: only pointers"),
         ({"$ref": "#/$defs/none"}, r"at /\$ref: \$ref to /\$defs/none, which is no schema"),
@@ -68,7 +68,7 @@ SELF = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
         ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "Unsatisfiable"),
         ({"type": "array", "items": False, "minItems": 1}, "(?i)unsatisfiable"),
         ({"type": "array", "items": {"const": "x" * 90}, "minItems": 1000}, "at /: its shortest text has 9"),
-        ({"type": "string", "pattern": "^(a{1000}){1000}$"}, "at /, at {1000}"),
+        ({"type": "string", "pattern": "^(a{1000}){1000}$"}, r"at /, at \{1000\}"),
         ({"enum": [str(i) for i in range(6000)]}, "more than 5,000 enum values"),
         ({"properties": {f"p{i}": {} for i in range(1500)}}, "1,500 optional properties"),
         ({"const": "x" * 5000}, "at /const: a string of 5,000"),
@@ -103,9 +103,8 @@ def test_a_schema_that_is_wrong_is_refused_with_its_place(schema: Any, message: 
         (GrammarSpec("regex", "(" * 3000 + "a" + ")" * 3000), "nest limit|too deep|nested"),
         (GrammarSpec("regex", "a{0}"), "only the empty text"),
         (GrammarSpec("regex", "[a&&b]"), "no text"),
-        (GrammarSpec("regex", "(a{1000}){1000}"), "at {1000} \\(character 10\\): .*1,000,000"),
+        (GrammarSpec("regex", "(a{1000}){1000}"), r"at \{1000\} \(character 10\): .*1,000,000"),
         (GrammarSpec("regex", "x?(y(a{9}){1000})?"), "9,000 characters"),
-        (GrammarSpec("regex", "(.{0,100}){0,100}"), "too expensive|too complex|too many"),
         (GrammarSpec("choice", "[]"), "1 to 10,000"),
         (GrammarSpec("choice", '"a"'), "1 to 10,000"),
         (GrammarSpec("choice", "[1"), "not JSON"),
@@ -137,8 +136,8 @@ def test_any_json_object_is_an_object() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "length"),
-    [("abc", 3), ("a|bcd", 1), ("(ab|c)d", 2), ("a{3}b*", 3), ("(ab){2,}c+", 5), (r"\d\x41\x{1F600}\p{Lu}", 4),
-     ("[a(b]{2}", 2), ("[]a]x", 2), (r"[\]]x", 2), ("(?:a(?:b|)){2}", 2), ("(?P<n>a)(?i:b)", 2), ("a{x}", 4), ("^a$", 1)],
+    [("abc", 3), ("a|bcd", 1), ("(ab|c)d", 2), ("a{3}b*", 3), ("(ab){2,}c+", 5),
+     (r"\d\x41\x{1F600}\p{Lu}", 4), ("[a(b]{2}", 2), ("[]a]x", 2), (r"[\]]x", 2), ("(?:a(?:b|)){2}", 2), ("(?P<n>a)(?i:b)", 2), ("a{x}", 4), ("^a$", 1)],
 )  # fmt: skip
 def test_the_shortest_match_of_a_regex(pattern: str, length: int) -> None:
     assert shortest_match(pattern) == length
@@ -155,8 +154,5 @@ def test_the_shortest_match_of_a_regex(pattern: str, length: int) -> None:
 )  # fmt: skip
 def test_large_grammars_are_decided_in_a_moment(schema: Any) -> None:
     began = time.process_time()
-    try:
-        of_schema(schema)
-    except InvalidRequest as fault:
-        assert fault.param == "json_schema"
+    assert not matches(of_schema(schema), "?")
     assert time.process_time() - began < 5.0

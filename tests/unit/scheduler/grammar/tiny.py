@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from services.scheduler.grammar.compile_process import CompileProcess
 from services.scheduler.grammar.llguidance_backend import Engine
 from services.scheduler.grammar.masks import allowed_ids
-from services.scheduler.grammar.sources import llguidance_source
 from services.scheduler.grammar.state import Grammar, GrammarState
 from services.scheduler.grammar.vocabulary import Vocabulary, from_tokenizer
 from shared.grammar import GrammarSpec
@@ -51,9 +51,14 @@ STOPS = frozenset({STOP})
 
 
 def build(spec: GrammarSpec) -> Grammar:
-    """A grammar, built here: the compile process does the same and hands it over."""
+    """A grammar as a compile process makes it, without the process."""
     spec.check()
-    return engine().build(llguidance_source(spec, vocabulary().special_tokens), spec.kind)
+    return engine().build(_compiling().compile(spec, "llguidance").decode(), spec.kind)
+
+
+@functools.cache
+def _compiling() -> CompileProcess:
+    return CompileProcess(vocabulary())
 
 
 def of_schema(schema: Any, max_whitespace: int = 0) -> Grammar:
