@@ -90,7 +90,7 @@ def _size(node: Node, sizes: dict[str, float]) -> float:
             return min(_size(part, sizes) for part in branches)
         case Repeat(part, least):
             inner = _size(part, sizes)
-            return inner * least if least else 0.0 if inner < math.inf else math.inf
+            return inner * least if least else 0.0
     raise AssertionError(node)
 
 

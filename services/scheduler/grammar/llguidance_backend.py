@@ -43,7 +43,7 @@ class Engine:
         self.words = (vocabulary.size + 1 + 31) // 32
         self.tokenizer: Any = LLTokenizer(_Wrapper(vocabulary), n_vocab=vocabulary.size + 1, eos_token=vocabulary.size)  # type: ignore[arg-type]
         named = vocabulary.special_ids
-        self.known = np.array([bool(data) or i in named for i, data in enumerate(vocabulary.token_bytes)])
+        self.known = [bool(data) or i in named for i, data in enumerate(vocabulary.token_bytes)]
         self.limits: Any = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
 
     def build(self, source: str, param: str) -> LlguidanceGrammar:
@@ -118,9 +118,10 @@ class _State:
         if token_id in self._stop_ids:
             self._stops_taken = int(self.complete)
             return self._stops_taken > 0
-        if not self._engine.known[token_id : token_id + 1]:
-            return False
-        return bool(self._matcher.try_consume_tokens([token_id]) == 1)
+        known = self._engine.known
+        return (
+            0 <= token_id < len(known) and known[token_id] and bool(self._matcher.try_consume_tokens([token_id]) == 1)
+        )
 
     def rollback(self, count: int) -> None:
         stops = min(count, self._stops_taken)
@@ -187,5 +188,7 @@ def _reason(matcher: Any) -> str:
     text = re.split(r"<state>|<non-verbose/>", str(matcher.get_error()))[0].rstrip()
     if found := _REGEX_FAULT.search(text):
         return f"{found[3]}, at character {len(found[2]) - len(found[1]) + 1}"
+    if "coerce_one_of" in text:
+        return "a oneOf in which a value might match two branches cannot be enforced: use anyOf, or differing types"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines)[:500]

@@ -31,3 +31,10 @@ def counted(least: int, most: int | None) -> str:
         case 0, 1:
             return "?"
     return f"{{{least},{'' if most is None else most}}}"
+
+
+def lark_regex(pattern: str) -> str:
+    r"""A user's expression as it stands between the slashes of a Lark terminal; `\d` means 0 to 9."""
+    from llguidance import regex_to_lark
+
+    return regex_to_lark(pattern, "d")

@@ -14,6 +14,7 @@ import orjson
 
 from services.scheduler.grammar.schema_keywords import (
     ENFORCED,
+    EXACT_FORMATS,
     NUMBER_FORMATS,
     REFUSED,
     STRING_FORMATS,
@@ -298,6 +299,8 @@ def _rewrite_nullable(node: dict[str, Any], path: str) -> None:
 
 def _rewrite_format(node: dict[str, Any], path: str) -> None:
     name = node.get("format")
+    if name in EXACT_FORMATS and "pattern" not in node:
+        node["pattern"] = EXACT_FORMATS[node.pop("format")]
     if name not in NUMBER_FORMATS:
         return
     if not {node.get("type")} <= {"integer", "number"}:

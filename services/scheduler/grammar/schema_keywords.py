@@ -76,6 +76,17 @@ REFUSED: dict[str, str] = {
 STRING_FORMATS: tuple[str, ...] = (
     "date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 )  # fmt: skip
+_DATE = (
+    r"[1-9]\d{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
+    r"|(?:[1-9]\d(?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)-02-29"
+)
+_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+EXACT_FORMATS: dict[str, str] = {
+    "date": f"^(?:{_DATE})$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^(?:{_DATE})T{_TIME}$",
+}
+"""Stricter than the engine's: no February 30, no leap seconds. RFC 3339 without its rare spellings."""
 NUMBER_FORMATS: dict[str, tuple[int, int] | None] = {
     "int32": (-(2**31), 2**31 - 1),
     "int64": (-(2**63), 2**63 - 1),

@@ -12,7 +12,7 @@ import orjson
 from services.scheduler.grammar.ebnf import ebnf_to_lark
 from services.scheduler.grammar.json_grammar import checked_schema, schema_grammar
 from services.scheduler.grammar.regex_check import check_regex
-from services.scheduler.grammar.regex_text import escaped
+from services.scheduler.grammar.regex_text import escaped, lark_regex
 from services.scheduler.grammar.schema_check import parse_schema
 from services.scheduler.grammar.structural_tag import StructuralTag
 from shared.errors import InvalidRequest
@@ -39,7 +39,7 @@ def llguidance_source(spec: GrammarSpec, special_tokens: Mapping[str, int]) -> s
             return schema_grammar(checked_schema(parse_schema(spec.source)), spec.max_whitespace)
         case "regex":
             check_regex(spec.source, "regex")
-            return LLMatcher.grammar_from_regex(spec.source)
+            return LLMatcher.grammar_from_lark(f"start: /{lark_regex(spec.source)}/")
         case "choice":
             return LLMatcher.grammar_from_regex("|".join(map(escaped, parse_choices(spec.source))))
         case "ebnf":

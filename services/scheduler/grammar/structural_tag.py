@@ -17,7 +17,7 @@ import orjson
 from services.scheduler.grammar.ebnf import ebnf_parts
 from services.scheduler.grammar.json_grammar import checked_schema, json_options
 from services.scheduler.grammar.regex_check import check_regex
-from services.scheduler.grammar.regex_text import counted, escaped
+from services.scheduler.grammar.regex_text import counted, escaped, lark_regex
 from services.scheduler.grammar.schema_check import SchemaFault
 from shared.errors import InvalidRequest
 
@@ -118,7 +118,7 @@ class StructuralTag:
         pattern = _string(node, "pattern", path)
         check_regex(pattern, "structural_tag", f" at {path}/pattern")
         inner = re.sub(r"^\^|(?<!\\)\$$", "", pattern)
-        return _Part(f"/(?:{_slashes(inner)})/", True) if inner else _Part(NOTHING, True)
+        return _Part(f"/(?:{lark_regex(inner)})/", True) if inner else _Part(NOTHING, True)
 
     def _grammar(self, node: dict[str, Any], path: str, depth: int) -> _Part:
         name = f"g{len(self._lines)}"
@@ -332,12 +332,6 @@ def _string(node: dict[str, Any], key: str, path: str, *, empty: bool = False) -
     if not isinstance(value, str) or not (value or empty):
         raise _fault(f"{path}/{key}", "must be a string that is not empty")
     return value
-
-
-def _slashes(pattern: str) -> str:
-    """A pattern between slashes: bare ones are escaped, and so are line breaks."""
-    out = re.sub(r"(\\.)|/", lambda found: found[1] or "\\/", pattern, flags=re.S)
-    return out.replace("\n", "\\n")
 
 
 def _fault(path: str, text: str) -> InvalidRequest:
