@@ -118,7 +118,7 @@ class Engine:
 
     def fail(self, req: Req, fault: RhizomeError) -> None:
         """End a request with an error."""
-        self.outbox.failed(req, fault, total=self.generated(req))
+        self.outbox.failed(req, fault)
         self._end_now(req)
 
     def generated(self, req: Req) -> int:

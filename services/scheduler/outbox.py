@@ -76,10 +76,14 @@ class Outbox:
         """The request ends without another token."""
         self.pending.append((req.tokenizer_id, self._entry(req, code, cached, total)))
 
-    def failed(self, req: Req, fault: RhizomeError, *, total: int) -> None:
-        """The request ends with an error."""
+    def failed(self, req: Req, fault: RhizomeError) -> None:
+        """The request ends with an error, which is its last word."""
         error = m.TokenError(req.handle, m.ErrorInfo(fault.code, fault.message, fault.param))
-        batch = dataclasses.replace(self._entry(req, ABORTED, -1, total), errors=[error])
+        none, no_codes = np.empty(0, np.int32), np.empty(0, np.uint8)
+        batch = m.TokenBatch(
+            scheduler_id=self._scheduler_id, handles=np.empty(0, np.uint32), counts=none, totals=none, tokens=none,
+            finish=no_codes, cached_tokens=none, errors=[error],
+        )  # fmt: skip
         self.pending.append((req.tokenizer_id, batch))
 
     def ledger(self, tokenizer_id: str, number: int, entries: list[tuple[int, int]]) -> None:

@@ -158,7 +158,7 @@ class Scheduler:
         for req in dropped:
             if req.losses > MAX_LOSSES:
                 fault = RhizomeError(f"the request was running on {req.losses} engines that failed: not tried again")
-                self.outbox.failed(req, fault, total=req.num_generated)
+                self.outbox.failed(req, fault)
                 self._ended(req)
             else:
                 self._route(req)
@@ -267,7 +267,7 @@ class Scheduler:
         try:
             self._fit(req)
         except ContextLengthExceeded as fault:  # came before its engine was known
-            self.outbox.failed(req, fault, total=req.num_generated)
+            self.outbox.failed(req, fault)
             self._ended(req)
             return
         engine = router.choose(self.engines.values(), req)
@@ -292,7 +292,7 @@ class Scheduler:
         if engine is not None:
             engine.fail(req, fault)
         else:
-            self.outbox.failed(req, fault, total=req.num_generated)
+            self.outbox.failed(req, fault)
             self._ended(req)
 
     def _ended(self, req: Req) -> None:

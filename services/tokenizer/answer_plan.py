@@ -32,10 +32,10 @@ from services.tokenizer.tool_calls.call_grammar import (
 from services.tokenizer.tool_calls.call_scanner import CallScanner
 from services.tokenizer.tool_calls.formats import CallFormat
 from services.tokenizer.tool_calls.tool_prompt import spelled_out
-from services.tokenizer.vocabulary import Vocabulary
 from shared import messages as m
 from shared.errors import InvalidRequest
 from shared.grammar import GrammarSpec
+from shared.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from services.scheduler.scheduler import Scheduler
 from shared import messages as m
 from shared.grammar import GrammarSpec
 from shared.log import Log
-from shared.messages.generation import RUNNING
+from shared.messages.generation import ABORTED, RUNNING
 from shared.sampling import NEUTRAL, SamplingParams
 from tests.fakes.engine import ScriptedEngine, engine_info
 
@@ -197,7 +197,7 @@ class Driver:
                 assert out.cached == -1, "cached tokens told twice"
                 out.cached = int(batch.cached_tokens[i])
         for error in batch.errors:
-            self.outputs[error.handle].error = error.error
+            self.outputs[error.handle].error, self.outputs[error.handle].finish = error.error, ABORTED
 
 
 def extended_tokens(plans: list[m.StepPlan]) -> int:

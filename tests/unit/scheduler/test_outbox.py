@@ -48,7 +48,7 @@ def test_a_failure_carries_its_error() -> None:
     driver = Driver()
     req = driver.req(driver.submit([3], 5))
     outbox = Outbox("s")
-    outbox.failed(req, DeadlineExceeded("too late", param="timeout"), total=0)
+    outbox.failed(req, DeadlineExceeded("too late", param="timeout"))
     batch = outbox.take()[0][1]
     error = batch.errors[0].error
     assert (error.code, error.message, error.param) == ("deadline_exceeded", "too late", "timeout")

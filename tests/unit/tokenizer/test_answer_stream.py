@@ -12,10 +12,10 @@ from services.tokenizer.reasoning import THINK, Phase, ReasoningReader
 from services.tokenizer.streams import StreamTable
 from services.tokenizer.tool_calls.call_scanner import CallScanner
 from services.tokenizer.tool_calls.formats import HERMES
-from services.tokenizer.vocabulary import Vocabulary
 from shared import messages as m
 from shared.messages.generation import LENGTH, RUNNING, STOPPED
 from shared.sampling import SamplingParams
+from shared.vocabulary import Vocabulary
 from tests.unit.tokenizer import tiny
 
 REPLY = "client.inbox"
