@@ -1,9 +1,9 @@
 """Paged attention by FlashInfer: FA3 for prompts on Hopper, FA2 elsewhere, its split decode in CUDA graphs.
 
 FlashInfer plans on the host, from the rows' lengths: decode steps before a graph is replayed (`plan_decode`), other
-steps in `prepare`. Rotary embedding with the KV write is our kernel. Small mixed steps, whose graphs need a plan made on
-the device, and decode steps that attend shared prefixes once are `TritonAttention`'s. The package is imported by the
-constructors only (`flashinfer_modules.py`).
+steps in `prepare`. Rotary embedding with the KV write is our kernel. Small mixed steps, whose graphs need a plan made
+on the device, and decode steps that attend shared prefixes once are `TritonAttention`'s. The package is imported by
+the constructors only (`flashinfer_modules.py`).
 """
 
 from __future__ import annotations
