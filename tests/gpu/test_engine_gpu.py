@@ -112,8 +112,8 @@ def test_fp32_greedy_tokens_of_both_backends_are_equal(
 def test_bf16_greedy_tokens_of_kernels_are_the_operators_best_up_to_ties(
     checkpoint: Callable[[str], Path], backend: str, family: str, page_size: int, graphs: bool
 ) -> None:
-    """With chunks of 13 and of any size: small steps with extends, and large ones."""
-    flags = {"dtype": "bfloat16", "page_size": page_size}
+    """Prompts in chunks of 13 tokens, and all in one step, which is larger than any program of this engine."""
+    flags = {"dtype": "bfloat16", "page_size": page_size, "max_prefill_tokens": 16}
     engine = cuda_engine(checkpoint(family), backend, disable_cuda_graph=not graphs, **flags)
     generated = [tokens for chunk in (13, 1000) for tokens in Driver(engine).generate(prompts(), 24, chunk)]
     judge = cuda_engine(checkpoint(family), "torch", **flags)
