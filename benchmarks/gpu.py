@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--shapes", nargs="+", choices=("8B", "0.6B"), default=["0.6B", "8B"], help="of decode")
-    parser.add_argument("--backends", nargs="+", choices=("triton", "torch"), default=["triton", "torch"])
+    parser.add_argument("--backends", nargs="+", choices=("triton", "flashinfer", "torch"), default=["triton", "torch"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256], help="rows of a decode step")
     parser.add_argument("--torch-batches", type=int, nargs="+", default=[1, 64], help="the same with operators")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3], help="of the pipeline, for system")
@@ -33,7 +33,13 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="of offline")
     parser.add_argument("--offline-shapes", nargs="+", choices=("8B", "0.6B"), default=["8B"])
     parser.add_argument("--offline-depth", type=int, default=2)
-    parser.add_argument("--worker-flags", nargs="*", default=[], metavar="FLAG", help="more flags for offline's worker")
+    parser.add_argument(
+        "--worker-flags",
+        nargs="*",
+        default=[],
+        metavar="FLAG",
+        help="more flags for the worker of offline and system, without their dashes: attention-backend=flashinfer",
+    )
     parser.add_argument("--budget-s", type=float, default=330.0, help="no decode section begins after this")
     parser.add_argument("--no-precompile", action="store_true", help="do not fill Triton's cache in parallel first")
     args = parser.parse_args()
@@ -60,16 +66,16 @@ def _precompile(report: Report) -> None:
 
 def _measure(report: Report, args: argparse.Namespace, folder: Path, figures: dict[str, Any], started_s: float) -> None:
     """The system first, while this process holds no memory of the device."""
+    flags = [f"--{flag}" for flag in args.worker_flags]
     if "offline" in args.sections:
         from benchmarks.gpu_sections import offline
 
-        flags = [f"--{flag}" for flag in args.worker_flags]
         for shape in args.offline_shapes:
             figures["offline"] += offline.measure(report, folder, shape, args.workloads, args.offline_depth, flags)
     if "system" in args.sections:
         from benchmarks.gpu_sections import system
 
-        figures["system"] = system.measure(report, folder, args.system_shape, args.depths, args.system_batches)
+        figures["system"] = system.measure(report, folder, args.system_shape, args.depths, args.system_batches, flags)
     if not {"decode", "shared"} & set(args.sections):
         return
     import torch
@@ -90,7 +96,7 @@ def _measure(report: Report, args: argparse.Namespace, folder: Path, figures: di
     if "decode" not in args.sections:
         return
     for backend in args.backends:
-        batches = args.batches if backend == "triton" else args.torch_batches
+        batches = args.torch_batches if backend == "torch" else args.batches
         for shape in args.shapes:
             if time.monotonic() - started_s > args.budget_s:
                 figures["left_out"].append(f"{shape} {backend}")

@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 COMPILE = [sys.executable, "-m", "benchmarks.kernel_sections.compile_sm90"]
-SECTIONS = {"elementwise": 40, "decode": 60, "extend": 60, "sampling": 60, "experts": 60, "flashinfer_peer": 60}
+SECTIONS = {"elementwise": 40, "decode": 60, "extend": 60, "sampling": 60, "experts": 60, "flashinfer_peer": 120}
 """Seconds each may take."""
 TOTAL_S = 230.0
 

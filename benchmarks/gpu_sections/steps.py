@@ -23,7 +23,7 @@ from shared import log
 from tests.gpu.shapes import SHAPES, write_shape
 
 CONTEXT, PREFILL_TOKENS, SPARE = 1024, 8192, 48
-STEPS = {"triton": 24, "torch": 3}
+STEPS = {"triton": 24, "flashinfer": 24, "torch": 3}
 PROFILED = 2
 KERNELS_SHOWN = 12
 Row = dict[str, Any]

@@ -33,21 +33,28 @@ _ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
 
 
-def measure(report: Report, folder: Path, shape: str, depths: list[int], batches: list[int]) -> list[Row]:
-    """One row per depth and batch."""
+def measure(
+    report: Report, folder: Path, shape: str, depths: list[int], batches: list[int], flags: list[str]
+) -> list[Row]:
+    """One row per depth and batch.
+
+    Args:
+        flags: more of them for the worker.
+    """
     rows: list[Row] = []
     model = write_shape(shape, folder / shape)
     most = max(batches)
     worker = [
         f"--model-path={model}", "--load-format=dummy", "--device=cuda", "--dtype=bfloat16", "--context-length=2048",
         f"--max-running-requests={most}", f"--max-total-tokens={2 * most * (PROMPT + TOKENS + 16)}",
+        *flags,
     ]  # fmt: skip
     with ExitStack() as stack:
         nats = stack.enter_context(EmbeddedNats())
         stack.enter_context(service(folder, "worker", nats.url, worker))
         for depth in depths:
-            flags = [f"--pipeline-depth={depth}", "--chunked-prefill-size=8192"]
-            with service(folder, "scheduler", nats.url, flags):
+            pipeline = [f"--pipeline-depth={depth}", "--chunked-prefill-size=8192"]
+            with service(folder, "scheduler", nats.url, pipeline):
                 found = uvloop.run(_drive(nats.url, shape, batches))
             for batch, steps in found.items():
                 rows.append({"shape": shape, "depth": depth, "batch": batch, **_figures(steps, batch)})

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from launch_cases import SPLIT_CANDIDATES
 
+from benchmarks.kernel_sections.launch_cases import SPLIT_CANDIDATES
 from benchmarks.kernel_sections.paged_batch import PagedBatch, paged_batch
 from benchmarks.kernel_sections.timing import Ceilings, Report, graph_us
 from services.worker.kernels.reference.attention import paged_attention

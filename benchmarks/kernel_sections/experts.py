@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from launch_cases import MOE_SHAPES
 
+from benchmarks.kernel_sections.launch_cases import MOE_SHAPES
 from benchmarks.kernel_sections.timing import Ceilings, Report, graph_us
 from services.worker.kernels.expert_mlp import ExpertConfig, expert_mlp
 from services.worker.kernels.expert_routing import assign_blocks, route

@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from launch_cases import EXTEND_CANDIDATES
 
 from benchmarks.kernel_sections.decode import SHAPES
+from benchmarks.kernel_sections.launch_cases import EXTEND_CANDIDATES
 from benchmarks.kernel_sections.paged_batch import PagedBatch, paged_batch
 from benchmarks.kernel_sections.timing import Ceilings, Report, graph_us
 from services.worker.kernels.extend_attention import extend_attention
@@ -87,7 +87,8 @@ def _check(
     report.check(f"extend {shape} mixed page{page_size} window{window} {config or ''}", out, want, 8e-3)
 
 
-def _flops(lengths: list[int], q_lens: list[int], num_q_heads: int, head_dim: int) -> float:
+def flops_of(lengths: list[int], q_lens: list[int], num_q_heads: int, head_dim: int) -> float:
+    """Operations of causal attention: two products, a multiplication and an addition each."""
     pairs = sum(q * (n - q) + q * (q + 1) / 2 for n, q in zip(lengths, q_lens, strict=True))
     return 4.0 * pairs * num_q_heads * head_dim
 
@@ -98,7 +99,7 @@ def _time(
     lengths, q_lens = BATCHES[name]
     case = make(shape, lengths, q_lens, page_size)
     us = graph_us([launch(case, torch.empty_like(case.q), config)], calls=4, replays=5)
-    flops = _flops(lengths, q_lens, case.q.shape[1], case.q.shape[2])
+    flops = flops_of(lengths, q_lens, case.q.shape[1], case.q.shape[2])
     limit = max(ceilings.flops_us(flops), ceilings.bytes_us(case.kv_bytes + 2 * case.q.nbytes))
     label = f"extend {shape} {name} page{page_size}"
     if config is not None:
@@ -118,7 +119,7 @@ def _sdpa(report: Report, ceilings: Ceilings) -> None:
             [partial(F.scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=True)],
             calls=4, replays=5,
         )  # fmt: skip
-        flops = _flops([tokens] * rows, [tokens] * rows, num_q_heads, head_dim)
+        flops = flops_of([tokens] * rows, [tokens] * rows, num_q_heads, head_dim)
         report.time(
             f"torch sdpa 8B {rows}x{tokens}", us, limit_us=ceilings.flops_us(flops), tflops=round(flops / us / 1e6, 1)
         )

@@ -10,6 +10,7 @@ from services.worker.kernels.expert_mlp import expert_config, expert_mlp
 from services.worker.kernels.expert_routing import route
 from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendConfig, extend_config, plan_extend
+from services.worker.kernels.page_indices import page_indices
 from services.worker.kernels.rms_norm import add_rms_norm, head_rms_norm, rms_norm
 from services.worker.kernels.rotary import rotate_and_store
 from services.worker.kernels.sampling import sample
@@ -194,6 +195,9 @@ CASES["extend D256 g8"] = extend_case(num_q_heads=8, num_kv_heads=1, head_dim=25
 CASES["extend D128 g7"] = extend_case(num_q_heads=28, num_kv_heads=4)
 CASES["extend D128 g4 fp32"] = extend_case(dtype=torch.float32)
 CASES["extend D128 g4 fp8 kv"] = extend_case(kv_dtype=torch.float8_e4m3fn)
+
+
+CASES["page indices"] = lambda: page_indices(ints(4, 64), ints(3), ints(4), ints(64))
 
 
 def _sampling(vocab_size: int, dtype: torch.dtype) -> Callable[[], None]:

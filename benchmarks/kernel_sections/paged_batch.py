@@ -45,14 +45,15 @@ def paged_batch(
     for row, part in enumerate(torch.split(order, pages)):
         table[row, : part.numel()] = part
     kv_bytes = 2 * sum(seq_lens) * num_kv_heads * head_dim * kv_dtype.itemsize
-    shape = (sum(pages) * page_size, num_kv_heads, head_dim)
+    shape = (sum(pages) * page_size, 2, num_kv_heads, head_dim)
 
-    def pool() -> torch.Tensor:
-        return torch.randn(shape, device="cuda", dtype=torch.bfloat16).to(kv_dtype)
+    def pool() -> tuple[torch.Tensor, torch.Tensor]:
+        both = torch.randn(shape, device="cuda", dtype=torch.bfloat16).to(kv_dtype)
+        return both[:, 0], both[:, 1]  # side by side, as in the engine's pool
 
     return PagedBatch(
         q=torch.randn(sum(q_lens), num_q_heads, head_dim, device="cuda", dtype=torch.bfloat16),
-        pools=[(pool(), pool()) for _ in range(sets_needed(kv_bytes) if cold else 1)],
+        pools=[pool() for _ in range(sets_needed(kv_bytes) if cold else 1)],
         page_table=table,
         rows=torch.arange(len(seq_lens), dtype=torch.int32, device="cuda"),
         seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device="cuda"),

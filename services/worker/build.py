@@ -14,6 +14,7 @@ import torch
 from services.worker import memory
 from services.worker.activations import activation_bytes
 from services.worker.attention.backend import AttentionBackend, choose_backend, make_backend
+from services.worker.attention.flashinfer_modules import find_nvcc, load_modules, modules_needed
 from services.worker.config import WorkerConfig
 from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
@@ -58,6 +59,10 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     backend = choose_backend(
         config.attention_backend, device, dtype, head_dim=model_config.head_dim, page_size=config.page_size
     )
+    windows = attention_windows(model_config)
+    if backend == "flashinfer":
+        heads = (shard.num_q_heads, shard.num_kv_heads)
+        load_modules(modules_needed(device, dtype, model_config.head_dim, *heads, windows), find_nvcc(), log)
     comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
     model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device)
     max_rows = config.max_running_requests or (GPU_ROWS if device.type == "cuda" else CPU_ROWS)
@@ -69,7 +74,7 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     kv_dtype = _kv_dtype(config.kv_cache_dtype, backend, dtype)
     pool = _pool(config, model_config, shard, comm, kv_dtype, device, max_rows, activations)
     rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
-    attention = make_backend(backend, pool, rows, attention_windows(model_config), shard.num_q_heads, dtype)
+    attention = make_backend(backend, pool, rows, windows, shard.num_q_heads, dtype)
     mask_slots = max(LEAST_MASK_SLOTS, 2 * max_rows)
     sampler = None
     if config.tp_rank == 0:
@@ -99,15 +104,17 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
 def _programs(
     model: Model, attention: AttentionBackend, rows: Rows, prefill_tokens: int
 ) -> tuple[DecodeProgram, MixedProgram] | None:
-    if attention.name != "triton":
+    if attention.name not in ("triton", "flashinfer"):
         return None
+    from services.worker.attention.flashinfer_backend import FlashInferAttention
     from services.worker.attention.triton_backend import TritonAttention
     from services.worker.decode_program import DecodeProgram
     from services.worker.mixed_program import MixedProgram
 
-    assert isinstance(attention, TritonAttention)
+    assert isinstance(attention, TritonAttention | FlashInferAttention)
+    planner = attention if isinstance(attention, FlashInferAttention) else None
     most_tokens = prefill_tokens + rows.max_rows
-    return DecodeProgram(model, attention, rows), MixedProgram(model, attention, rows, most_tokens)
+    return DecodeProgram(model, attention, rows, planner), MixedProgram(model, attention, rows, most_tokens)
 
 
 def _capture(program: DecodeProgram | MixedProgram, device: torch.device, log: Log) -> None:

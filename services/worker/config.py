@@ -31,10 +31,11 @@ class WorkerConfig:
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", help="where the model runs", group="device")
     num_threads: int = option(0, help="CPU threads of this rank; 0 = its share of the cores", group="device")
-    attention_backend: Literal["auto", "torch", "numba", "triton"] = option(
+    attention_backend: Literal["auto", "torch", "numba", "triton", "flashinfer"] = option(
         "auto",
         help="attention and fused layer kernels; auto: numba on CPU in float32, triton on CUDA, where they can run, "
-        "else torch",
+        "else torch; flashinfer: triton's with FlashInfer's attention (FA3 on Hopper), which it compiles at the first "
+        "start",
         group="device",
     )
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = option(

@@ -1,9 +1,10 @@
-"""Pure decode steps as a fixed program over the device's row state: nothing is planned on the host.
+"""Pure decode steps as a fixed program over the device's row state.
 
 The program of a batch size is the same launches every time, so on a GPU it is captured once as a CUDA graph and
 replayed: a step then costs the host one launch instead of hundreds. Batches are padded to the next captured size.
 Batches whose rows share long prefixes have a program of their own, which attends these once.
-Used by the engine for steps without extends; needs an attention backend that plans on the device.
+Used by the engine for steps without extends; needs an attention backend whose part of the program reads its plan on
+the device. Most make the plan there too; a `HostPlanner` is told the rows' lengths before each step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SHARED_SIZES = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896]
 
 
 class DeviceAttention(AttentionBackend, Protocol):
-    """An attention backend that plans decode steps on the device."""
+    """An attention backend whose decode steps are launches that do not depend on the rows' lengths."""
 
     def find_shared(self, rows: I64) -> SharedPrefixes | None:
         """The prefixes that a batch of `rows` [R] had better attend together; host work."""
@@ -43,11 +44,32 @@ class DeviceAttention(AttentionBackend, Protocol):
         """
 
 
+class HostPlanner(Protocol):
+    """The host's part of an attention backend's decode steps, but for those with shared prefixes."""
+
+    def fits(self, seq_lens: I64) -> bool:
+        """Whether a step of rows that see `seq_lens` [D] tokens can be planned."""
+
+    def plan_decode(self, seq_lens: I64, size: int) -> None:
+        """Queue the plan of the next step for the device.
+
+        Args:
+            seq_lens: [D] tokens that each row sees, its new one included.
+            size: the step's rows, padding included; D or more.
+        """
+
+
 class DecodeProgram:
     """Keeps the inputs' and outputs' memory and the graphs; lives as long as the engine, used by its device thread."""
 
-    def __init__(self, model: Model, attention: DeviceAttention, rows: Rows) -> None:
-        self._model, self._attention, self._rows = model, attention, rows
+    def __init__(
+        self, model: Model, attention: DeviceAttention, rows: Rows, planner: HostPlanner | None = None
+    ) -> None:
+        """
+        Args:
+            planner: of the attention, where its plans are made on the host.
+        """
+        self._model, self._attention, self._rows, self._planner = model, attention, rows, planner
         device = rows.last_token.device
         self._inputs = decode_inputs_buffer(rows.max_rows, device)
         self._batch = torch.full((rows.max_rows,), -1, dtype=torch.int32, device=device)
@@ -63,11 +85,17 @@ class DecodeProgram:
     def capture(self) -> Iterator[tuple[int, int]]:
         """Capture a graph per size; yields (how many are done, of how many)."""
         self._set_rows(np.zeros(0, np.int64))  # padding only: no row is changed
+        for size in self._sizes:
+            self._plan_on_host(np.zeros(0, np.int64), size)
         of, done = len(self._sizes) + len(self._shared_sizes), 0
         for graphs, sizes in ((self._graphs, self._sizes), (self._shared_graphs, self._shared_sizes)):
             for _ in graphs.capture(sizes):
                 done += 1
                 yield done, of
+
+    def fits(self, rows: I64) -> bool:
+        """Whether a step of `rows` can be run."""
+        return self._planner is None or self._planner.fits(self._rows.lengths[rows] + 1)
 
     def run(self, rows: I64) -> tuple[Tensor, Tensor]:
         """One step of `rows` [D], D > 0. The device counts their new tokens; the host's lengths follow.
@@ -78,13 +106,20 @@ class DecodeProgram:
         if self._current is None or not np.array_equal(rows, self._current):
             self._set_rows(rows)
         sizes, graphs = (self._shared_sizes, self._shared_graphs) if self._shares else (self._sizes, self._graphs)
-        hidden = graphs.run(next(size for size in sizes if size >= len(rows)))
+        size = next(size for size in sizes if size >= len(rows))
+        if not self._shares:
+            self._plan_on_host(self._rows.lengths[rows] + 1, size)
+        hidden = graphs.run(size)
         self._rows.seq_lens.follow(rows, self._rows.lengths[rows] + 1)
         return hidden, self._index
 
     def forget(self) -> None:
         """A row has a new owner, or another prompt: what is known of the batch's prefixes may be wrong."""
         self._current = None
+
+    def _plan_on_host(self, seq_lens: I64, size: int) -> None:
+        if self._planner is not None:
+            self._planner.plan_decode(seq_lens, size)
 
     def _set_rows(self, rows: I64) -> None:
         self._current = rows.copy()

@@ -194,9 +194,10 @@ class Engine:
         begun = prepared = forwarded = masked = mark(self._device)
         self._apply(work)
         sampled, prompt = None, None
-        if self._decode_program is not None and len(work.decode_rows) and not len(work.ext_rows):
+        program = self._decode_program
+        if program is not None and len(work.decode_rows) and not len(work.ext_rows) and program.fits(work.decode_rows):
             prepared = mark(self._device)
-            hidden, index = self._decode_program.run(work.decode_rows)
+            hidden, index = program.run(work.decode_rows)
             logits = self._model.logits(hidden)
             forwarded = mark(self._device)
             masked = self._set_masks(work, seq, forwarded)

@@ -52,6 +52,12 @@ class KvPool:
         """Views [slots, G, D] each, for kernels that take strides."""
         return self.layers[layer][:, 0], self.layers[layer][:, 1]
 
+    def pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Views [P, page_size, G, D] each, for kernels that take strides."""
+        shape = (self.num_pages + 1, self.page_size, 2, self.num_kv_heads, self.head_dim)
+        paged = self.layers[layer].view(shape)
+        return paged[:, :, 0], paged[:, :, 1]
+
     def gather_buffer(self, pages: int) -> Tensor:
         """Memory for `gather` of up to `pages` pages: [pages, page_size * 2 * G * D]."""
         return torch.empty((pages, self._pages[0].shape[1]), dtype=self.dtype, device=self.device)

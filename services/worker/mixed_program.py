@@ -8,14 +8,15 @@ The host arranges the step as always (`batch.py`) and copies it into the program
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from services.worker.attention.device_plans import MixedPlan
-from services.worker.attention.triton_backend import TritonAttention
 from services.worker.batch import Batch, build_batch
 from services.worker.graphs import Graphs
+from services.worker.models.llama import Attend
 from services.worker.models.registry import Model
 from services.worker.plan_check import Work
 from services.worker.rows import Rows
@@ -25,10 +26,21 @@ SIZES = [*range(64, 512, 64), *range(512, 1024, 128), *range(1024, 2049, 256)]
 MAX_EXTENDS = 64
 
 
+class MixedAttention(Protocol):
+    """An attention backend that plans mixed steps on the device."""
+
+    def attend_mixed(self, plan: MixedPlan, slots: Tensor) -> Attend:
+        """A step whose rows are read from `plan` on the device, so that they may change between replays of a graph.
+
+        Args:
+            slots: [T] int64, where keys and values go; T, and nothing else of the shape, is fixed.
+        """
+
+
 class MixedProgram:
     """Keeps the inputs' and outputs' memory and the graphs; lives as long as the engine, used by its device thread."""
 
-    def __init__(self, model: Model, attention: TritonAttention, rows: Rows, most_tokens: int) -> None:
+    def __init__(self, model: Model, attention: MixedAttention, rows: Rows, most_tokens: int) -> None:
         """
         Args:
             most_tokens: of any step; larger programs are not made.

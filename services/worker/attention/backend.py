@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from services.worker.attention.flashinfer_modules import flashinfer_obstacle
 from services.worker.attention.torch_backend import TorchAttention
 from services.worker.batch import Batch
 from services.worker.kv_pool import KvPool
@@ -16,7 +17,7 @@ from services.worker.models.llama import Attend
 from services.worker.rows import Rows
 from shared.errors import ConfigError
 
-BackendName = Literal["torch", "numba", "triton"]
+BackendName = Literal["torch", "numba", "triton", "flashinfer"]
 _LEAST_HEAD_DIM = 16
 """Tensor cores multiply tiles of at least this width."""
 
@@ -31,7 +32,7 @@ class AttentionBackend(Protocol):
 
 
 def choose_backend(
-    name: Literal["auto", "torch", "numba", "triton"],
+    name: Literal["auto", "torch", "numba", "triton", "flashinfer"],
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -51,11 +52,13 @@ def choose_backend(
             obstacle = _numba_obstacle(device, dtype)
         case "triton":
             obstacle = _triton_obstacle(device, head_dim, page_size)
+        case "flashinfer":
+            obstacle = flashinfer_obstacle(device, dtype, head_dim) or _triton_obstacle(device, head_dim, page_size)
     if obstacle is None:
         return wanted
     if name == "auto":
         return "torch"
-    raise ConfigError(f"--attention-backend {name}: {obstacle}; use --attention-backend torch")
+    raise ConfigError(f"--attention-backend {name}: {obstacle}; use --attention-backend auto")
 
 
 def _numba_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -103,6 +106,10 @@ def make_backend(
         from services.worker.attention.numba_backend import NumbaAttention
 
         return NumbaAttention(pool, rows, windows, num_q_heads)
+    if name == "flashinfer":
+        from services.worker.attention.flashinfer_backend import FlashInferAttention
+
+        return FlashInferAttention(pool, rows, windows, num_q_heads, dtype)
     from services.worker.attention.triton_backend import TritonAttention
 
     return TritonAttention(pool, rows, windows, num_q_heads, dtype)

@@ -102,11 +102,7 @@ class TritonAttention:
         return _Step(self, batch.slots, parts, padded=padded)
 
     def attend_mixed(self, plan: MixedPlan, slots: Tensor) -> Attend:
-        """A step planned on the device from `plan`, whose contents may change between replays of a graph.
-
-        Args:
-            slots: [T] int64, where keys and values go; T, and nothing else of the shape, is fixed.
-        """
+        """See `mixed_program.MixedAttention`."""
         group, tokens = self.num_q_heads // self.pool.num_kv_heads, len(slots)
         config = extend_config(self.pool.head_dim, self.pool.dtype.itemsize, tokens * group // MIXED_ROWS_EXPECTED)
         tiles = plan_extend(plan.ext_cu_q, tokens, group, config)

@@ -13,6 +13,7 @@ INDEX_POINTERS = [
     "rows", "seq_lens", "cu_q", "cu_blocks", "share_in", "share_out", "first_rows", "tile_rows", "tile_firsts",
     "num_tiles", "positions", "out_cache_loc", "tokens", "logprobs",
     "starts", "chunk_of", "place_of", "members", "cu_members", "chunk_blocks", "chunk_share",
+    "kv_indptr",
 ]  # fmt: skip
 """Arguments that may be slices at any offset: their alignment must not select another compilation during serving."""
 

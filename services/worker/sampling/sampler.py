@@ -99,7 +99,7 @@ def make_sampler(
     backend: str, max_rows: int, mask_slots: int, vocab_size: int, device: torch.device, random_seed: int | None
 ) -> Sampler:
     """The sampler that goes with an attention backend."""
-    if backend != "triton":
+    if backend in ("torch", "numba"):
         return TorchSampler(SamplingRows(max_rows, vocab_size, device, random_seed, mask_slots))
     from services.worker.sampling.fused import FusedSampler
 

@@ -111,6 +111,36 @@ class Echo:
         return torch.stack((ids, positions), dim=1)
 
 
+class Planner:
+    """Remembers what it is told; makes plans of up to 50 tokens a row."""
+
+    def __init__(self) -> None:
+        self.plans: list[tuple[list[int], int]] = []
+
+    def fits(self, seq_lens: np.ndarray) -> bool:
+        return bool(seq_lens.max() <= 50)
+
+    def plan_decode(self, seq_lens: np.ndarray, size: int) -> None:
+        self.plans.append((seq_lens.tolist(), size))
+
+
+def test_a_planner_on_the_host_is_told_the_lengths_of_every_step_without_sharing(device: torch.device) -> None:
+    rows, numbers = Rows(8, 4, 16, device), np.array([5, 0, 3], np.int64)
+    rows.seq_lens.put(numbers, np.array([20, 7, 9]))
+    echo, planner = Echo(), Planner()
+    program = DecodeProgram(echo, echo, rows, planner)  # type: ignore[arg-type]
+    program.run(numbers)
+    program.run(numbers)
+    program.run(numbers[:1])
+    assert planner.plans == [([21, 8, 10], 4), ([22, 9, 11], 4), ([23], 1)]
+    echo.found = SharedPrefixes(np.array([2, 0]), np.array([2]), np.array([16]))
+    program.run(numbers)
+    assert len(planner.plans) == 3
+    assert program.fits(numbers)
+    rows.seq_lens.put(numbers[:1], np.array([50]))
+    assert not program.fits(numbers)
+
+
 def test_a_batch_that_shares_prefixes_has_a_program_of_its_own(device: torch.device) -> None:
     rows, numbers = Rows(8, 4, 16, device), np.array([5, 0, 3], np.int64)
     rows.last_token.copy_(100 + torch.arange(8, device=device))
