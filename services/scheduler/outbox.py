@@ -14,7 +14,7 @@ from services.scheduler.request import Req
 from services.scheduler.token_logprobs import Index, TokenLogprobs
 from shared import messages as m
 from shared.errors import RhizomeError
-from shared.messages.generation import ABORTED, RUNNING
+from shared.messages.generation import RUNNING
 
 I32 = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]

@@ -14,7 +14,7 @@ import torch
 from services.worker import memory
 from services.worker.activations import activation_bytes
 from services.worker.attention.backend import AttentionBackend, choose_backend, make_backend
-from services.worker.attention.flashinfer_modules import find_nvcc, load_modules, modules_needed
+from services.worker.attention.flashinfer_modules import built_modules, find_nvcc, load_modules, modules_needed
 from services.worker.config import WorkerConfig
 from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
@@ -60,9 +60,12 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         config.attention_backend, device, dtype, head_dim=model_config.head_dim, page_size=config.page_size
     )
     windows = attention_windows(model_config)
+    flashinfer = (device, dtype, model_config.head_dim, shard.num_q_heads, shard.num_kv_heads, windows)
     if backend == "flashinfer":
-        heads = (shard.num_q_heads, shard.num_kv_heads)
-        load_modules(modules_needed(device, dtype, model_config.head_dim, *heads, windows), find_nvcc(), log)
+        load_modules(modules_needed(*flashinfer), find_nvcc(), log)
+    elif config.attention_backend == config.kv_cache_dtype == "auto" and (built := built_modules(*flashinfer)):
+        load_modules(built, None, log)
+        backend = "flashinfer"
     comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
     model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device)
     max_rows = config.max_running_requests or (GPU_ROWS if device.type == "cuda" else CPU_ROWS)
@@ -74,7 +77,10 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     kv_dtype = _kv_dtype(config.kv_cache_dtype, backend, dtype)
     pool = _pool(config, model_config, shard, comm, kv_dtype, device, max_rows, activations)
     rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
-    attention = make_backend(backend, pool, rows, windows, shard.num_q_heads, dtype)
+    attention = make_backend(
+        backend, pool, rows, windows, shard.num_q_heads, dtype,
+        flashinfer_decodes=config.decode_attention_backend == "flashinfer",
+    )  # fmt: skip
     mask_slots = max(LEAST_MASK_SLOTS, 2 * max_rows)
     sampler = None
     if config.tp_rank == 0:
@@ -112,7 +118,7 @@ def _programs(
     from services.worker.mixed_program import MixedProgram
 
     assert isinstance(attention, TritonAttention | FlashInferAttention)
-    planner = attention if isinstance(attention, FlashInferAttention) else None
+    planner = attention if isinstance(attention, FlashInferAttention) and attention.decodes else None
     most_tokens = prefill_tokens + rows.max_rows
     return DecodeProgram(model, attention, rows, planner), MixedProgram(model, attention, rows, most_tokens)
 

@@ -33,9 +33,14 @@ class WorkerConfig:
     num_threads: int = option(0, help="CPU threads of this rank; 0 = its share of the cores", group="device")
     attention_backend: Literal["auto", "torch", "numba", "triton", "flashinfer"] = option(
         "auto",
-        help="attention and fused layer kernels; auto: numba on CPU in float32, triton on CUDA, where they can run, "
-        "else torch; flashinfer: triton's with FlashInfer's attention (FA3 on Hopper), which it compiles at the first "
-        "start",
+        help="attention and fused layer kernels; auto: numba on CPU in float32, on CUDA flashinfer where its kernels "
+        "are built and the card is a Hopper, else triton, else torch; flashinfer: triton's with FlashInfer's attention "
+        "of prompts (FA3 on Hopper), which it compiles at the first start",
+        group="device",
+    )
+    decode_attention_backend: Literal["auto", "triton", "flashinfer"] = option(
+        "auto",
+        help="attention of decode steps where the other is flashinfer; auto: triton, as fast and planned on the device",
         group="device",
     )
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = option(

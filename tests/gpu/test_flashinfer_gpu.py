@@ -119,7 +119,7 @@ def test_a_step_of_any_rows_equals_the_reference(
         new_rows=[], page_rows=NONE, page_starts=NONE, page_lens=NONE, ext_rows=i64(list(extends)),
         ext_starts=i64([start for start, _ in extends.values()]), ext_lens=lens,
         ext_tokens=np.zeros(lens.sum(), np.int64), ext_sample=np.ones_like(lens), ext_lp_starts=NONE, ext_next=NONE,
-        decode_rows=i64(list(decodes)),
+        ext_forced=np.zeros_like(lens), decode_rows=i64(list(decodes)), masked_rows=NONE,
     )  # fmt: skip
     batch = build_batch(work, case.rows, min_tokens=16)
     attend, rotation = case.attention.prepare(batch), Rotation(case.rotary, batch.positions)

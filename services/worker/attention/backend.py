@@ -92,6 +92,8 @@ def make_backend(
     windows: list[int | None],
     num_q_heads: int,
     dtype: torch.dtype,
+    *,
+    flashinfer_decodes: bool,
 ) -> AttentionBackend:
     """The backend that `choose_backend` named.
 
@@ -99,6 +101,7 @@ def make_backend(
         windows: sliding window of each layer; None = sees everything.
         num_q_heads: query heads of this rank.
         dtype: of the model's activations.
+        flashinfer_decodes: that backend attends decode steps too, and not our kernels.
     """
     if name == "torch":
         return TorchAttention(pool, rows, windows)
@@ -109,7 +112,7 @@ def make_backend(
     if name == "flashinfer":
         from services.worker.attention.flashinfer_backend import FlashInferAttention
 
-        return FlashInferAttention(pool, rows, windows, num_q_heads, dtype)
+        return FlashInferAttention(pool, rows, windows, num_q_heads, dtype, decodes=flashinfer_decodes)
     from services.worker.attention.triton_backend import TritonAttention
 
     return TritonAttention(pool, rows, windows, num_q_heads, dtype)

@@ -1,9 +1,10 @@
 """Paged attention by FlashInfer: FA3 for prompts on Hopper, FA2 elsewhere, its split decode in CUDA graphs.
 
-FlashInfer plans on the host, from the rows' lengths: decode steps before a graph is replayed (`plan_decode`), other
-steps in `prepare`. Rotary embedding with the KV write is our kernel. Small mixed steps, whose graphs need a plan made
-on the device, and decode steps that attend shared prefixes once are `TritonAttention`'s. The package is imported by
-the constructors only (`flashinfer_modules.py`).
+FlashInfer plans on the host, from the rows' lengths: decode steps before a graph is replayed (`plan_decode`), prompts
+in `prepare`. Everything else is `TritonAttention`'s: rotary embedding with the KV write, very short extends, decode
+rows beside prompts, small mixed steps, whose graphs need a plan made on the device, decode steps that attend shared
+prefixes once, and, unless asked otherwise, all decode steps. The package is imported by the constructors only
+(`flashinfer_modules.py`).
 """
 
 from __future__ import annotations
@@ -19,22 +20,20 @@ from services.worker.attention.device_plans import MixedPlan
 from services.worker.attention.flashinfer_modules import decodes_on_tensor_cores, prefill_kind
 from services.worker.attention.flashinfer_plan import PagedLengths, paged_lengths, partials_bytes, plan_bytes
 from services.worker.attention.shared_prefix import SharedPrefixes
-from services.worker.attention.triton_backend import TritonAttention
+from services.worker.attention.triton_backend import Part, Step, TritonAttention
 from services.worker.batch import Batch
 from services.worker.download import Mark, mark, wait
 from services.worker.kernels.device import sm_count
 from services.worker.kernels.page_indices import page_indices
-from services.worker.kernels.rotary import rotate_and_store
 from services.worker.kernels.shared_attention import Sharing
 from services.worker.kv_pool import KvPool
 from services.worker.models.llama import Attend
-from services.worker.models.rope import QkNorm, Rotation
 from services.worker.rows import I64, Rows
 from services.worker.upload import upload_all
 
-FA3_TOKENS = 64
-"""Mean new tokens per row from which FA3 is used: its tiles are 128 tokens of one head. FA2 fills a tile with the heads
-of a group as well, and splits long rows."""
+FA3_TOKENS, FA2_TOKENS = 128, 32
+"""Mean new tokens per row from which each is used, by measurement on an H100. FA3's tiles are 128 tokens of one head;
+FA2 fills a tile with the heads of a group as well and splits long rows; below, our kernel is ahead of both."""
 MOST_INDICES = 1 << 24
 """Page ids of a decode step that memory is kept for (64 MiB); more are possible only where many rows share long
 prefixes."""
@@ -46,11 +45,19 @@ class FlashInferAttention:
     name = "flashinfer"
 
     def __init__(
-        self, pool: KvPool, rows: Rows, windows: list[int | None], num_q_heads: int, dtype: torch.dtype
+        self,
+        pool: KvPool,
+        rows: Rows,
+        windows: list[int | None],
+        num_q_heads: int,
+        dtype: torch.dtype,
+        *,
+        decodes: bool = True,
     ) -> None:
         """
         Args:
             dtype: of queries, results, and the pool.
+            decodes: attend decode steps too.
         """
         assert pool.dtype == dtype
         self.pool, self.dtype, self.num_q_heads = pool, dtype, num_q_heads
@@ -67,18 +74,25 @@ class FlashInferAttention:
         """Page ids of a decode step, those of padding included."""
         self._triton = TritonAttention(pool, rows, windows, num_q_heads, dtype)
         self._prompts = _RaggedRows(self, prefill_kind(pool.device, dtype))
-        self._short, self._decodes = _RaggedRows(self, "fa2"), _RaggedRows(self, "fa2")
+        self._short = _RaggedRows(self, "fa2")
         self._sized: dict[int, _SizedDecode] = {}
+        self.decodes = decodes
 
     def prepare(self, batch: Batch) -> Attend:
-        parts: list[_Part] = []
-        count, decodes = batch.num_extend_tokens, len(batch.decode_rows)
+        parts: list[Part] = []
         if len(batch.ext_rows):
-            extends = self._prompts if count >= FA3_TOKENS * len(batch.ext_rows) else self._short
-            parts.append(extends.plan(batch.ext_rows, batch.ext_starts + batch.ext_lens, batch.ext_lens, 0))
-        if decodes:
-            parts.append(self._decodes.plan(batch.decode_rows, batch.decode_lens, np.ones(decodes, np.int64), count))
-        return _Step(self, batch.slots, parts, padded=batch.num_tokens > count + decodes)
+            parts.append(self._plan_extends(batch))
+        if len(batch.decode_rows):
+            parts.append(self._triton.plan_decodes(batch))
+        padded = batch.num_tokens > batch.num_extend_tokens + len(batch.decode_rows)
+        return Step(self._triton, batch.slots, parts, padded=padded)
+
+    def _plan_extends(self, batch: Batch) -> Part:
+        mean = batch.num_extend_tokens / len(batch.ext_rows)
+        if mean < FA2_TOKENS:
+            return self._triton.plan_extends(batch)
+        wrappers = self._prompts if mean >= FA3_TOKENS else self._short
+        return wrappers.plan(batch.ext_rows, batch.ext_starts + batch.ext_lens, batch.ext_lens)
 
     def attend_mixed(self, plan: MixedPlan, slots: Tensor) -> Attend:
         """See `mixed_program.MixedAttention`."""
@@ -101,26 +115,27 @@ class FlashInferAttention:
 
     def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor, sharing: Sharing | None) -> Attend:
         """See `decode_program.DeviceAttention`; without sharing, `plan_decode` was called for the same rows before."""
-        if sharing is not None:
+        if sharing is not None or not self.decodes:
             return self._triton.attend_decode(rows, seq_lens, slots, sharing)
         sized = self._sized[len(rows)]
         page_indices(self.page_table, rows, sized.indptr, self.indices)
-        return _Step(self, slots, [_Part(sized.wrappers, slice(None))], padded=False)
+        return Step(self._triton, slots, [_Part(self, sized.wrappers, slice(None))], padded=False)
 
 
 class _Part:
     """Tokens of a step that one planned wrapper attends to."""
 
-    def __init__(self, wrappers: dict[int, Any], tokens: slice) -> None:
+    def __init__(self, to: FlashInferAttention, wrappers: dict[int, Any], tokens: slice) -> None:
         """
         Args:
             wrappers: by window.
             tokens: where they are in the batch.
         """
-        self._wrappers, self._tokens = wrappers, tokens
+        self._to, self._wrappers, self._tokens = to, wrappers, tokens
 
-    def __call__(self, window: int, q: Tensor, pages: tuple[Tensor, Tensor], out: Tensor) -> None:
-        self._wrappers[window].run(q[self._tokens], pages, out=out[self._tokens])
+    def __call__(self, layer: int, q: Tensor, out: Tensor) -> None:
+        to = self._to
+        self._wrappers[to.windows[layer]].run(q[self._tokens], to.pages[layer], out=out[self._tokens])
 
 
 class _RaggedRows:
@@ -139,11 +154,11 @@ class _RaggedRows:
         }
         self._copied: Mark | None = None
 
-    def plan(self, rows: I64, seq_lens: I64, q_lens: I64, first: int) -> _Part:
-        """
+    def plan(self, rows: I64, seq_lens: I64, q_lens: I64) -> _Part:
+        """The first tokens of a step.
+
         Args:
             rows, seq_lens, q_lens: [R]; each row's queries are the last of its tokens.
-            first: token of the batch that the first row begins with.
         """
         to, pool = self._to, self._to.pool
         lengths = paged_lengths(seq_lens, pool.page_size)
@@ -164,7 +179,7 @@ class _RaggedRows:
                 seq_lens=lens_pinned, max_token_per_sequence=int(q_lens.max()),
             )  # fmt: skip
         self._copied = mark(pool.device)
-        return _Part(self._wrappers, slice(first, first + int(cu_q[-1])))
+        return _Part(to, self._wrappers, slice(int(cu_q[-1])))
 
 
 class _SizedDecode:
@@ -214,26 +229,3 @@ class _SizedDecode:
 def _on_host(lengths: PagedLengths, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """indptr, indices and last page lengths for a plan, which reads the first and the last on the host."""
     return torch.from_numpy(lengths.indptr), indices, torch.from_numpy(lengths.last_page_len)
-
-
-class _Step:
-    """What `prepare` returns: called once per layer."""
-
-    def __init__(self, to: FlashInferAttention, slots: Tensor, parts: list[_Part], *, padded: bool) -> None:
-        """
-        Args:
-            padded: some tokens belong to no part; they get zeros.
-        """
-        self._to, self._slots, self._parts = to, slots, parts
-        make = torch.zeros if padded else torch.empty
-        # One buffer for all layers: each is consumed before the next.
-        self._out = make((len(slots), to.num_q_heads, to.pool.head_dim), dtype=to.dtype, device=to.pool.device)
-
-    def __call__(self, layer: int, qkv: Tensor, rotation: Rotation, qk_norm: QkNorm | None) -> Tensor:
-        to, (tokens, heads, dim) = self._to, self._out.shape
-        k, v = to.pool.keys_and_values(layer)
-        rotate_and_store(qkv, rotation.positions, rotation.table, k, v, self._slots, heads, qk_norm)
-        q = qkv[:, : heads * dim].view(tokens, heads, dim)
-        for attend in self._parts:
-            attend(to.windows[layer], q, to.pages[layer], self._out)
-        return self._out.view(tokens, heads * dim)

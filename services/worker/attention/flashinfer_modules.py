@@ -8,6 +8,7 @@ the engine's start. The package is imported inside functions: it is no requireme
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from shared.log import Log
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (64, 128, 256)
-LEAST_CAPABILITY = (8, 0)
+LEAST_CAPABILITY, HOPPER = (8, 0), (9, 0)
 TENSOR_CORE_GROUP = 4
 """Query heads per KV head from which decode fills enough of a matrix tile to be worth it; FlashInfer's own advice."""
 OUTPUT_LINES = 20
@@ -99,6 +100,24 @@ def modules_needed(
         if not decodes_on_tensor_cores(num_q_heads, num_kv_heads):
             add(jit.gen_batch_decode_module(*same), decode, *same)
     return found
+
+
+def built_modules(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    num_q_heads: int,
+    num_kv_heads: int,
+    windows: Sequence[int | None],
+) -> list[Module] | None:
+    """What `FlashInferAttention` runs, where nothing has to be compiled first and it is worth it: on Hopper, whose FA3
+    is ahead of our kernels. Else None."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != HOPPER:
+        return None
+    if importlib.util.find_spec("flashinfer") is None or flashinfer_obstacle(device, dtype, head_dim) is not None:
+        return None
+    modules = modules_needed(device, dtype, head_dim, num_q_heads, num_kv_heads, windows)
+    return modules if all(module.is_built for module in modules) else None
 
 
 def load_modules(modules: Sequence[Module], nvcc: Path | None, log: Log) -> None:

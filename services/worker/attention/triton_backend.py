@@ -8,7 +8,7 @@ interpreter, on CPU tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from services.worker.upload import upload_all
 
 MIXED_ROWS_EXPECTED = 4
 """Extend rows that a mixed step of fixed shape is tuned for."""
+Part = Callable[[int, Tensor, Tensor], None]
+"""Some tokens of a step, planned: layer, queries [T, H, D] and results [T, H, D] of the whole step."""
 
 
 class TritonAttention:
@@ -75,31 +77,37 @@ class TritonAttention:
         )  # fmt: skip
 
     def prepare(self, batch: Batch) -> Attend:
-        lens = batch.ext_lens
-        ext_rows, ext_seen, cu_q, decode_rows, decode_seen = upload_all(
-            [np.asarray(part, np.int32) for part in (
-                batch.ext_rows, batch.ext_starts + lens, np.concatenate(([0], np.cumsum(lens))),
-                batch.decode_rows, batch.decode_lens,
-            )],
-            self.pool.device,
-        )  # fmt: skip
-        extend = None
-        if len(lens):
-            group, tokens = self.num_q_heads // self.pool.num_kv_heads, batch.num_extend_tokens
-            config = extend_config(self.pool.head_dim, self.pool.dtype.itemsize, tokens * group // len(lens))
-            extend = _Extend(ext_rows, ext_seen, cu_q, plan_extend(cu_q, tokens, group, config))
-        decode = None
-        if len(decode_rows):
-            first, sharing, found = batch.num_extend_tokens, None, self.find_shared(batch.decode_rows)
-            if found is not None:
-                plan = SharedPlan(len(batch.decode_rows), self.pool.device)
-                plan.set(found, batch.decode_rows)
-                sharing = plan.first(len(batch.decode_rows))
-            self._plan_decode(decode_seen, sharing)
-            decode = _Decode(decode_rows, decode_seen, slice(first, first + len(decode_rows)), sharing=sharing)
-        parts = [part for part in (extend, decode) if part is not None]
-        padded = batch.num_tokens > batch.num_extend_tokens + len(decode_rows)
-        return _Step(self, batch.slots, parts, padded=padded)
+        parts: list[Part] = []
+        if len(batch.ext_rows):
+            parts.append(self.plan_extends(batch))
+        if len(batch.decode_rows):
+            parts.append(self.plan_decodes(batch))
+        padded = batch.num_tokens > batch.num_extend_tokens + len(batch.decode_rows)
+        return Step(self, batch.slots, parts, padded=padded)
+
+    def plan_extends(self, batch: Batch) -> Part:
+        """The extend rows of a step, of which there are some."""
+        lens, tokens = batch.ext_lens, batch.num_extend_tokens
+        group = self.num_q_heads // self.pool.num_kv_heads
+        rows, seen, cu_q = self._upload(batch.ext_rows, batch.ext_starts + lens, np.concatenate(([0], np.cumsum(lens))))
+        config = extend_config(self.pool.head_dim, self.pool.dtype.itemsize, tokens * group // len(lens))
+        return _Extend(self, rows, seen, cu_q, plan_extend(cu_q, tokens, group, config))
+
+    def plan_decodes(self, batch: Batch) -> Part:
+        """The decode rows of a step, of which there are some."""
+        count, first = len(batch.decode_rows), batch.num_extend_tokens
+        sharing, found = None, self.find_shared(batch.decode_rows)
+        if found is not None:
+            plan = SharedPlan(count, self.pool.device)
+            plan.set(found, batch.decode_rows)
+            sharing = plan.first(count)
+        rows, seen = self._upload(batch.decode_rows, batch.decode_lens)
+        self._plan_decode(seen, sharing)
+        return _Decode(self, rows, seen, slice(first, first + count), sharing=sharing)
+
+    def _upload(self, *arrays: I64) -> tuple[Tensor, ...]:
+        """As int32, in one copy."""
+        return upload_all([array.astype(np.int32) for array in arrays], self.pool.device)
 
     def attend_mixed(self, plan: MixedPlan, slots: Tensor) -> Attend:
         """See `mixed_program.MixedAttention`."""
@@ -110,13 +118,13 @@ class TritonAttention:
         rows, seen, cu_q = plan.decode_rows[:most], plan.decode_seen[:most], plan.decode_cu_q[: most + 1]
         for workspace in self.workspaces.values():
             plan_split(workspace, seen, cu_q)
-        extend = _Extend(plan.ext_rows, plan.ext_seen, plan.ext_cu_q, tiles)
-        return _Step(self, slots, [extend, _Decode(rows, seen, slice(None), cu_q)], padded=True)
+        extend = _Extend(self, plan.ext_rows, plan.ext_seen, plan.ext_cu_q, tiles)
+        return Step(self, slots, [extend, _Decode(self, rows, seen, slice(None), cu_q)], padded=True)
 
     def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor, sharing: Sharing | None) -> Attend:
         """See `decode_program.DeviceAttention`."""
         self._plan_decode(seq_lens, sharing)
-        return _Step(self, slots, [_Decode(rows, seq_lens, slice(None), sharing=sharing)], padded=False)
+        return Step(self, slots, [_Decode(self, rows, seq_lens, slice(None), sharing=sharing)], padded=False)
 
     def _plan_decode(self, seq_lens: Tensor, sharing: Sharing | None) -> None:
         if sharing is not None:
@@ -128,13 +136,15 @@ class TritonAttention:
 class _Extend:
     """The extend rows of a step: the first tokens of the batch."""
 
-    def __init__(self, rows: Tensor, seq_lens: Tensor, cu_q: Tensor, plan: ExtendPlan) -> None:
-        self._rows, self._seq_lens, self._cu_q, self._plan = rows, seq_lens, cu_q, plan
+    def __init__(self, to: TritonAttention, rows: Tensor, seq_lens: Tensor, cu_q: Tensor, plan: ExtendPlan) -> None:
+        self._to, self._rows, self._seq_lens, self._cu_q, self._plan = to, rows, seq_lens, cu_q, plan
 
-    def __call__(self, to: TritonAttention, window: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    def __call__(self, layer: int, q: Tensor, out: Tensor) -> None:
+        to = self._to
+        k, v = to.pool.keys_and_values(layer)
         extend_attention(
             q, k, v, to.page_table, self._rows, self._seq_lens, self._cu_q, self._plan, out,
-            page_size=to.pool.page_size, scale=to.scale, window=window,
+            page_size=to.pool.page_size, scale=to.scale, window=to.windows[layer],
         )  # fmt: skip
 
 
@@ -143,6 +153,7 @@ class _Decode:
 
     def __init__(
         self,
+        to: TritonAttention,
         rows: Tensor,
         seq_lens: Tensor,
         tokens: slice,
@@ -155,9 +166,12 @@ class _Decode:
             cu_q: [R + 1] int32, where each one is within `tokens`; None = one after the other.
             sharing: which of them attend a prefix together, in layers without a window.
         """
-        self._rows, self._seq_lens, self._tokens, self._cu_q, self._sharing = rows, seq_lens, tokens, cu_q, sharing
+        self._to, self._rows, self._seq_lens, self._tokens = to, rows, seq_lens, tokens
+        self._cu_q, self._sharing = cu_q, sharing
 
-    def __call__(self, to: TritonAttention, window: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    def __call__(self, layer: int, q: Tensor, out: Tensor) -> None:
+        to, window = self._to, self._to.windows[layer]
+        k, v = to.pool.keys_and_values(layer)
         q, shared, page_size = q[self._tokens], None, to.pool.page_size
         if self._sharing is not None and not window:
             shared = self._sharing, to.shared
@@ -168,10 +182,10 @@ class _Decode:
         )  # fmt: skip
 
 
-class _Step:
-    """What `prepare` returns: called once per layer."""
+class Step:
+    """What `prepare` returns: called once per layer. Rotates, stores, and lets the step's parts attend."""
 
-    def __init__(self, to: TritonAttention, slots: Tensor, parts: Sequence[_Extend | _Decode], *, padded: bool) -> None:
+    def __init__(self, to: TritonAttention, slots: Tensor, parts: Sequence[Part], *, padded: bool) -> None:
         """
         Args:
             padded: some tokens belong to no part; they get zeros.
@@ -187,5 +201,5 @@ class _Step:
         rotate_and_store(qkv, rotation.positions, rotation.table, k, v, self._slots, heads, qk_norm)
         q = qkv[:, : heads * dim].view(tokens, heads, dim)
         for attend in self._parts:
-            attend(to, to.windows[layer], q, k, v, self._out)
+            attend(layer, q, self._out)
         return self._out.view(tokens, heads * dim)

@@ -16,7 +16,9 @@ from services.worker.kernels.paged_tiles import LOG2_E, MASKED, load_heads, slot
 from services.worker.kernels.shared_attention import SharedWorkspace, Sharing
 from services.worker.kernels.split_plan import SplitWorkspace
 
-PARTIALS_PER_STEP = 32
+MANY_ROWS = 32
+"""With so many rows a row is cut into few parts, and a program merges those of several heads; with fewer into many, and
+a program merges those of one head."""
 
 
 @triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=INDEX_POINTERS)
@@ -140,28 +142,30 @@ def _merge_workers(
     first: tl.tensor,
     last: tl.tensor,
     place: tl.tensor,
+    head_inside: tl.tensor,
     PLACES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PARTIALS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Add what workers first..last left of one query and head.
+    """Add what workers first..last left of one query, for a few heads.
 
     Args:
-        place: of worker 0's; the next worker's is PLACES behind it.
+        acc, peak, total: [heads, D], [heads], [heads] so far.
+        place: [heads] of worker 0's results; the next worker's are PLACES behind it.
     """
     dim = tl.arange(0, BLOCK_D)
     for start in range(first, last + 1, PARTIALS):
         worker = start + tl.arange(0, PARTIALS)
-        real = worker <= last
-        at = worker.to(tl.int64) * PLACES + place
+        real = (worker <= last)[:, None] & head_inside[None, :]
+        at = worker.to(tl.int64)[:, None] * PLACES + place[None, :]
         lse = tl.load(partial_lse + at, mask=real, other=MASKED)
-        held = real[:, None] & (dim < HEAD_DIM)[None, :]
-        part = tl.load(partial_out + at[:, None] * HEAD_DIM + dim[None, :], mask=held, other=0.0)
+        held = real[:, :, None] & (dim < HEAD_DIM)[None, None, :]
+        part = tl.load(partial_out + at[:, :, None] * HEAD_DIM + dim[None, None, :], mask=held, other=0.0)
         new_peak = tl.maximum(peak, tl.max(lse, axis=0))
-        weight = tl.where(real, tl.exp2(lse - new_peak), 0.0)
+        weight = tl.where(real, tl.exp2(lse - new_peak[None, :]), 0.0)
         fade = tl.exp2(peak - new_peak)
-        acc = acc * fade + tl.sum(part * weight[:, None], axis=0)
+        acc = acc * fade[:, None] + tl.sum(part * weight[:, :, None], axis=0)
         total = total * fade + tl.sum(weight, axis=0)
         peak = new_peak
     return acc, peak, total
@@ -189,10 +193,12 @@ def _merge_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PARTIALS: tl.constexpr,
+    HEADS: tl.constexpr,
 ) -> None:
     row = tl.program_id(0)
-    query = tl.program_id(1) // NUM_Q_HEADS
-    head = tl.program_id(1) % NUM_Q_HEADS
+    query = tl.program_id(1)
+    head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
+    head_inside = head < NUM_Q_HEADS
     row_begin = tl.load(cu_blocks + row)
     row_end = tl.load(cu_blocks + row + 1)
     share = tl.load(share_in)
@@ -202,8 +208,8 @@ def _merge_kernel(
         q_begin = tl.load(cu_q + row)
         q_len = tl.load(cu_q + row + 1) - q_begin
     dim = tl.arange(0, BLOCK_D)
-    dim_inside = dim < HEAD_DIM
-    out_at = out + (q_begin + query).to(tl.int64) * out_stride + head * HEAD_DIM + dim
+    held = head_inside[:, None] & (dim < HEAD_DIM)[None, :]
+    out_at = out + (q_begin + query).to(tl.int64) * out_stride + head[:, None] * HEAD_DIM + dim[None, :]
     first = row_begin // share
     last = (row_end - 1) // share
     chunk = -1
@@ -211,14 +217,14 @@ def _merge_kernel(
         chunk = tl.load(chunk_of + row)
     if query < q_len:
         if row_begin == row_end:
-            tl.store(out_at, tl.zeros([BLOCK_D], out.dtype.element_ty), mask=dim_inside)
+            tl.store(out_at, tl.zeros([HEADS, BLOCK_D], out.dtype.element_ty), mask=held)
         elif (first < last) | (chunk >= 0):
-            peak = MASKED + 0.0
-            total = 0.0
-            acc = tl.zeros([BLOCK_D], tl.float32)
-            place = row.to(tl.int64) * (MAX_Q * NUM_Q_HEADS) + tl.program_id(1)
+            peak = tl.full([HEADS], MASKED, tl.float32)
+            total = tl.zeros([HEADS], tl.float32)
+            acc = tl.zeros([HEADS, BLOCK_D], tl.float32)
+            place = row.to(tl.int64) * (MAX_Q * NUM_Q_HEADS) + query * NUM_Q_HEADS + head
             acc, peak, total = _merge_workers(
-                acc, peak, total, partial_out, partial_lse, first, last, place, MAX_Q * NUM_Q_HEADS,
+                acc, peak, total, partial_out, partial_lse, first, last, place, head_inside, MAX_Q * NUM_Q_HEADS,
                 HEAD_DIM, BLOCK_D, PARTIALS,
             )  # fmt: skip
             if MEMBERS > 0:
@@ -228,10 +234,10 @@ def _merge_kernel(
                 last = tl.where(chunk >= 0, (tl.load(chunk_blocks + at + 1) - 1) // per_worker, -1)
                 place = tl.load(place_of + row).to(tl.int64) * NUM_Q_HEADS + head
                 acc, peak, total = _merge_workers(
-                    acc, peak, total, shared_out, shared_lse, first, last, place, MEMBERS * NUM_Q_HEADS,
+                    acc, peak, total, shared_out, shared_lse, first, last, place, head_inside, MEMBERS * NUM_Q_HEADS,
                     HEAD_DIM, BLOCK_D, PARTIALS,
                 )  # fmt: skip
-            tl.store(out_at, (acc / total).to(out.dtype.element_ty), mask=dim_inside)
+            tl.store(out_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=held)
 
 
 def split_attention(
@@ -295,9 +301,11 @@ def split_attention(
         BLOCK_D=block_d, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    _merge_kernel[(num_rows, max_q * num_q_heads)](
+    many = num_rows >= MANY_ROWS and max_q == 1
+    heads = min(8, triton.next_power_of_2(num_q_heads)) if many else 1
+    _merge_kernel[(num_rows, max_q, triton.cdiv(num_q_heads, heads))](
         cu_q, workspace.cu_blocks, workspace.share, out, workspace.partial_out, workspace.partial_lse,
         chunk_of, place_of, chunks.cu_blocks, chunks.share, chunks.partial_out, chunks.partial_lse, out.stride(0),
         NUM_Q_HEADS=num_q_heads, MAX_Q=max_q, RAGGED_Q=ragged, MEMBERS=members, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        PARTIALS=PARTIALS_PER_STEP, num_warps=4,
+        PARTIALS=2 if many else 32, HEADS=heads, num_warps=4,
     )  # fmt: skip

@@ -46,7 +46,7 @@ def make_batch(rows: Rows, extends: Extends, decodes: dict[int, int], min_tokens
         new_rows=[], page_rows=NONE, page_starts=NONE, page_lens=NONE, ext_rows=i64(list(extends)),
         ext_starts=i64([start for start, _ in extends.values()]), ext_lens=lens,
         ext_tokens=np.zeros(lens.sum(), np.int64), ext_sample=np.ones_like(lens), ext_lp_starts=NONE, ext_next=NONE,
-        decode_rows=i64(list(decodes)),
+        ext_forced=np.zeros_like(lens), decode_rows=i64(list(decodes)), masked_rows=NONE,
     )  # fmt: skip
     return build_batch(work, rows, min_tokens)
 
