@@ -40,6 +40,23 @@ class SchedulerConfig:
     step_timeout_s: float = option(
         120.0, help="seconds without an answer to a step before the engine is taken as lost", group="scheduler"
     )
+    grammar_backend: Literal["auto", "llguidance", "xgrammar"] = option(
+        "auto",
+        help="what enforces JSON schemas, regexes and the like; auto is llguidance, whose work per token is bounded; "
+        "xgrammar only where you trust who sends grammars",
+        group="grammar",
+    )
+    grammar_timeout_s: float = option(10.0, help="longest time to compile one grammar, seconds", group="grammar")
+    grammar_memory_bytes: int = option(
+        1 << 30, help="most memory that compiling takes in its process, bytes beyond the vocabulary", group="grammar"
+    )
+    grammar_cache_bytes: int = option(
+        256 << 20, help="compiled grammars kept for the next request, bytes (estimated)", group="grammar"
+    )
+    grammar_workers: int = option(2, help="processes that compile grammars; started at the first one", group="grammar")
+    max_waiting_grammars: int = option(
+        256, help="different grammars that wait to be compiled before new ones get 429", group="grammar"
+    )
     enable_kv_events: bool = option(False, help="publish stored and removed cache pages", group="scheduler")
 
     def __post_init__(self) -> None:
@@ -51,6 +68,9 @@ class SchedulerConfig:
             raise ConfigError(f"--schedule-conservativeness {self.schedule_conservativeness}: use a positive number")
         if self.max_queued_requests < 1:
             raise ConfigError(f"--max-queued-requests {self.max_queued_requests}: use a positive number")
-        for name in ("starvation_limit_s", "queue_timeout_s", "step_timeout_s"):
+        for name in ("grammar_memory_bytes", "grammar_cache_bytes", "grammar_workers", "max_waiting_grammars"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: use a positive number")
+        for name in ("starvation_limit_s", "queue_timeout_s", "step_timeout_s", "grammar_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: use a positive number")

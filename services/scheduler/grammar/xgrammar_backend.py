@@ -7,6 +7,7 @@ brings torch and transformers with it, which nothing here uses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from services.scheduler.grammar.vocabulary import Vocabulary
 from shared.errors import InvalidRequest
 from shared.grammar import GrammarSpec
 
+_SOURCE_LINE = re.compile(r"^(\[[\d:]+\] )?\S*\.cc:\d+: (Check failed: \(.*\) is false: )?")
 NOT_ENFORCED = ("multipleOf", "oneOf", "allOf", "patternProperties", "minProperties", "maxProperties", "format")
 """Keywords that llguidance enforces and xgrammar does not, or only at times."""
 
@@ -202,4 +204,4 @@ def _check_start(grammar: XgrammarGrammar, spec: GrammarSpec) -> None:
 def _reason(fault: Exception) -> str:
     """The library's message without its C++ source line."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return (lines[-1].split("] ", 1)[-1] if lines else type(fault).__name__)[:500]
+    return _SOURCE_LINE.sub("", lines[-1])[:500] if lines else type(fault).__name__
