@@ -58,10 +58,11 @@ class Engine:
         compiler: Any = xgrammar.GrammarCompiler(self.info, max_threads=1, cache_enabled=False)
         try:
             compiled = _compile(compiler, spec)
+            data = str(compiled.serialize_json()).encode()
         except (RuntimeError, ValueError, RecursionError) as fault:
             raise InvalidRequest(f"{spec.kind}: {_reason(fault)}", param=spec.kind) from fault
         _check_start(XgrammarGrammar(self, compiled), spec)
-        return str(compiled.serialize_json()).encode()
+        return data
 
     def load(self, data: bytes) -> XgrammarGrammar:
         """The grammar that `compile` made, in another process perhaps."""
@@ -203,5 +204,7 @@ def _check_start(grammar: XgrammarGrammar, spec: GrammarSpec) -> None:
 
 def _reason(fault: Exception) -> str:
     """The library's message without its C++ source line."""
+    if "bad_alloc" in str(fault):
+        return "it needs too much memory to compile"
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     return _SOURCE_LINE.sub("", lines[-1])[:500] if lines else type(fault).__name__
