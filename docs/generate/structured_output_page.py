@@ -56,8 +56,9 @@ _BACKENDS = f"""\
 
 `--grammar-backend auto` is llguidance for every kind: its work per token has limits (about 20 ms at the worst), it
 compiles in milliseconds, and in JSON its masks are about as fast as xgrammar's (`python -m benchmarks.grammar_compile`,
-figures in [benchmarks.md](benchmarks.md)). One request may spend {START_MS:g} ms on masks and {MASK_MS:g} ms more per
-token; beyond that it ends with an error. `--grammar-backend xgrammar` needs the extra `xgrammar` (which brings torch); it has no such
+figures in [benchmarks.md](benchmarks.md)). One request may spend {START_MS:g} ms on masks and
+{MASK_MS:g} ms more per token; beyond that it ends with an error. `--grammar-backend xgrammar` needs the extra
+`xgrammar` (which brings torch); it has no such
 limits, so a regex or an EBNF of somebody you do not trust can stop the scheduler. It refuses JSON Schema keywords that
 it would ignore.
 
