@@ -42,7 +42,7 @@ class GrammarSpec:
             raise InvalidRequest(f"{self.kind}: the text of the grammar is missing or too much", param=self.kind)
         if "\x00" in self.source:
             raise InvalidRequest(f"{self.kind} contains a NUL character: take it out", param=self.kind)
-        if any(0xD800 <= ord(c) <= 0xDFFF for c in self.source):
+        if not self.source.isascii() and any(0xD800 <= ord(c) <= 0xDFFF for c in self.source):
             raise InvalidRequest(f"{self.kind} contains half a character (a lone surrogate)", param=self.kind)
         if not 0 <= self.max_whitespace <= 64:
             raise InvalidRequest(f"max_whitespace is 0 to 64, got {self.max_whitespace}", param="max_whitespace")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.generate import config_page, messages_page, subjects_page, walk_page
+from docs.generate import config_page, messages_page, structured_output_page, subjects_page, walk_page
 from docs.generate.source import ROOT
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -14,6 +14,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "messages.md": messages_page.render,
     "config.md": config_page.render,
     "walk.md": walk_page.render,
+    "structured_output.md": structured_output_page.render,
 }
 
 

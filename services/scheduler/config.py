@@ -8,7 +8,6 @@ from typing import Literal
 from shared.config import CommonConfig, option
 from shared.errors import ConfigError
 
-GrammarBackend = Literal["auto", "xgrammar", "llguidance"]
 SchedulePolicy = Literal["lpm", "fcfs", "priority"]
 
 
@@ -21,17 +20,6 @@ class SchedulerConfig:
         "", help="model directory with tokenizer.json and config.json; without it requests with grammars are refused",
         group="grammar", metavar="DIR",
     )  # fmt: skip
-    grammar_backend: GrammarBackend = option(
-        "auto", help="what compiles and follows grammars; auto is llguidance, whose masks are bounded work",
-        group="grammar",
-    )  # fmt: skip
-    grammar_timeout_s: float = option(10.0, help="seconds that one grammar may compile", group="grammar")
-    grammar_memory_bytes: int = option(1 << 30, help="memory that compiling may take in its process", group="grammar")
-    grammar_cache_bytes: int = option(256 << 20, help="compiled grammars kept for later requests", group="grammar")
-    grammar_workers: int = option(2, help="processes that compile grammars, started by the first one", group="grammar")
-    max_queued_grammars: int = option(
-        256, help="different grammars that may wait to be compiled before requests get 429", group="grammar"
-    )
     schedule_policy: SchedulePolicy = option(
         "lpm", help="order of the waiting queue: longest cached prefix, arrival, or priority", group="scheduler"
     )
@@ -59,6 +47,23 @@ class SchedulerConfig:
     step_timeout_s: float = option(
         120.0, help="seconds without an answer to a step before the engine is taken as lost", group="scheduler"
     )
+    grammar_backend: Literal["auto", "llguidance", "xgrammar"] = option(
+        "auto",
+        help="what enforces JSON schemas, regexes and the like; auto is llguidance, whose work per token is bounded; "
+        "xgrammar only where you trust who sends grammars",
+        group="grammar",
+    )
+    grammar_timeout_s: float = option(10.0, help="longest time to compile one grammar, seconds", group="grammar")
+    grammar_memory_bytes: int = option(
+        1 << 30, help="most memory that compiling takes in its process, bytes beyond the vocabulary", group="grammar"
+    )
+    grammar_cache_bytes: int = option(
+        256 << 20, help="compiled grammars kept for the next request, bytes (estimated)", group="grammar"
+    )
+    grammar_workers: int = option(2, help="processes that compile grammars; started at the first one", group="grammar")
+    max_waiting_grammars: int = option(
+        256, help="different grammars that wait to be compiled before new ones get 429", group="grammar"
+    )
     enable_kv_events: bool = option(False, help="publish stored and removed cache pages", group="scheduler")
 
     def __post_init__(self) -> None:
@@ -70,6 +75,6 @@ class SchedulerConfig:
             raise ConfigError(f"--schedule-conservativeness {self.schedule_conservativeness}: use a positive number")
         for name in ("starvation_limit_s", "queue_timeout_s", "step_timeout_s", "max_queued_requests",
                      "grammar_timeout_s", "grammar_memory_bytes", "grammar_cache_bytes", "grammar_workers",
-                     "max_queued_grammars"):  # fmt: skip
+                     "max_waiting_grammars"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: use a positive number")

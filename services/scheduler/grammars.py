@@ -6,7 +6,7 @@ import asyncio
 
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.grammar import Compiler, Grammar, Vocabulary, load_vocabulary
-from shared.errors import InvalidRequest
+from shared.errors import ConfigError, InvalidRequest
 from shared.grammar import GrammarSpec
 
 
@@ -26,7 +26,6 @@ class Grammars:
         Raises:
             InvalidRequest: it is wrong, or this scheduler has no vocabulary to compile it for.
             Overloaded: too many grammars wait.
-            ConfigError: the model's files do not do for grammars.
         """
         config = self._config
         if not config.model_path:
@@ -36,13 +35,16 @@ class Grammars:
         if self._compiler is None:
             if self._loading is None:
                 self._loading = asyncio.ensure_future(asyncio.to_thread(load_vocabulary, config.model_path))
-            vocabulary = await asyncio.shield(self._loading)
+            try:
+                vocabulary = await asyncio.shield(self._loading)
+            except ConfigError as fault:
+                raise InvalidRequest(f"this model cannot be constrained: {fault.message}", param=spec.kind) from fault
             if self._compiler is None:
                 self.vocab_size = vocabulary.size
                 self._compiler = Compiler(
                     vocabulary, backend=config.grammar_backend, timeout_s=config.grammar_timeout_s,
                     memory_bytes=config.grammar_memory_bytes, cache_bytes=config.grammar_cache_bytes,
-                    workers=config.grammar_workers, max_waiting=config.max_queued_grammars,
+                    workers=config.grammar_workers, max_waiting=config.max_waiting_grammars,
                 )  # fmt: skip
         return await self._compiler.compile(spec)
 

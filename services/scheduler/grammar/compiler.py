@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from services.scheduler.grammar import llguidance_backend, xgrammar_backend
 from services.scheduler.grammar.sandbox import CompileTimeout, Sandbox
@@ -26,6 +27,13 @@ QUICK_TIMEOUT_S = 1.0
 """A quick grammar that is not done by then moves to the slow lane, and its process starts again."""
 REMEMBERED_FAULTS = 1024
 _Key = tuple[str, str, int]
+
+
+class CompileLane(Protocol):
+    """Compiles one grammar at a time, see `sandbox.Sandbox`."""
+
+    async def compile(self, spec: GrammarSpec, backend: str, timeout_s: float) -> bytes: ...
+    async def close(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -49,6 +57,7 @@ class Compiler:
         cache_bytes: int = 256 << 20,
         workers: int = 2,
         max_waiting: int = 256,
+        new_sandbox: Callable[[Vocabulary, int], CompileLane] = Sandbox,
     ) -> None:
         """Args:
             backend: auto is llguidance, whose masks are bounded work.
@@ -57,6 +66,7 @@ class Compiler:
             cache_bytes: compiled grammars kept for the next request (estimated).
             workers: processes; started at the first grammar.
             max_waiting: most different grammars that wait or compile.
+            new_sandbox: makes what compiles, given the vocabulary and `memory_bytes`.
 
         Raises:
             ConfigError: the backend's package is not installed.
@@ -75,7 +85,7 @@ class Compiler:
         self._quick: deque[_Job] = deque()
         self._slow: deque[_Job] = deque()
         self._work = asyncio.Condition()
-        self._sandboxes = [Sandbox(vocabulary, memory_bytes) for _ in range(max(1, workers))]
+        self._sandboxes = [new_sandbox(vocabulary, memory_bytes) for _ in range(max(1, workers))]
         self._busy = [False] * len(self._sandboxes)
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: asyncio.Future[llguidance_backend.Engine | xgrammar_backend.Engine] | None = None
@@ -87,10 +97,10 @@ class Compiler:
             InvalidRequest: it is wrong, cannot be enforced, or takes too long; `param` is the kind.
             Overloaded: too many grammars wait.
         """
-        spec.check()
         key = (spec.kind, spec.source, spec.max_whitespace)
         if (known := self._cache.get(key)) is not None:
             return known
+        spec.check()
         if (fault := self._faults.get(key)) is not None:
             raise type(fault)(fault.message, param=fault.param)
         job = self._jobs.get(key)
@@ -154,7 +164,7 @@ class Compiler:
             return self._quick or None
         return self._slow or (self._quick if number == 0 or self._busy[0] else None) or None
 
-    async def _do(self, job: _Job, sandbox: Sandbox, *, quick: bool) -> None:
+    async def _do(self, job: _Job, sandbox: CompileLane, *, quick: bool) -> None:
         hurry = quick and len(self._sandboxes) > 1
         try:
             data = await sandbox.compile(

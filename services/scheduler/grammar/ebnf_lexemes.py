@@ -85,7 +85,7 @@ class _Analysis:
         if isinstance(node, Ref):
             return self._shapes[node.name]
         if isinstance(node, CharClass) or node in self._whole:
-            return self._leaf(node, rule, path)  # type: ignore[arg-type]
+            return self._leaf(node, rule, path)
         if isinstance(node, Literal):
             parts = [self._leaf(Literal(c), rule, (*path, i)) for i, c in enumerate(node.text)]
             return self._sequence(parts)

@@ -52,5 +52,5 @@ def _place(spec: GrammarSpec, engine: Engine) -> str | None:
 
 def _stands_alone(node: dict[str, object]) -> bool:
     """Whether a part refers to shared definitions only, so that it may be tried without the rest."""
-    targets = [ref_target(part) for _, part in subschemas(node) if isinstance(part, dict)]  # type: ignore[arg-type]
+    targets = [ref_target(part) for _, part in subschemas(node) if isinstance(part, dict)]
     return all(t is None or t.startswith(("/$defs/", "/definitions/")) for t in targets)

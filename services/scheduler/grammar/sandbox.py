@@ -48,17 +48,25 @@ class Sandbox:
             CompileTimeout: it took longer than `timeout_s`.
             Unavailable: the process cannot be started.
         """
-        await self._ready(backend)
         request = {"kind": spec.kind, "source": spec.source, "max_whitespace": spec.max_whitespace, "backend": backend}
-        try:
-            header, blob = await self._ask({**request, "cpu_s": timeout_s}, timeout_s)
-        except TimeoutError:
-            await self.close()
-            text = f"{spec.kind}: it takes longer than {timeout_s:g} s to compile; make it smaller or less nested"
-            raise CompileTimeout(text, param=spec.kind) from None
-        except (asyncio.IncompleteReadError, ConnectionError):
-            await self.close()
-            raise InvalidRequest(f"{spec.kind}: compiling it needs too much memory or time", param=spec.kind) from None
+        for last in (False, True):
+            await self._ready(backend)
+            try:
+                header, blob = await self._ask({**request, "cpu_s": timeout_s}, timeout_s)
+            except TimeoutError:
+                await self.close()
+                text = f"{spec.kind}: it takes longer than {timeout_s:g} s to compile; make it smaller or less nested"
+                raise CompileTimeout(text, param=spec.kind) from None
+            except (asyncio.IncompleteReadError, ConnectionError):
+                await self.close()
+                if last:  # once may be somebody else's doing
+                    text = f"{spec.kind}: compiling it needs too much memory or time"
+                    raise InvalidRequest(text, param=spec.kind) from None
+            except BaseException:
+                await self.close()
+                raise
+            else:
+                break
         if "error" in header:
             raise InvalidRequest(header["error"], param=spec.kind)
         return blob

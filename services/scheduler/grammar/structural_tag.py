@@ -53,6 +53,11 @@ class StructuralTag:
             "token": self._token,
         }  # fmt: skip
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Names of the formats that are understood."""
+        return tuple(self._convert)
+
     def lark(self, source: str) -> str:
         """The whole grammar.
 

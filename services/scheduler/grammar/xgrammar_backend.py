@@ -7,6 +7,7 @@ brings torch and transformers with it, which nothing here uses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from services.scheduler.grammar.vocabulary import Vocabulary
 from shared.errors import InvalidRequest
 from shared.grammar import GrammarSpec
 
+_SOURCE_LINE = re.compile(r"^(\[[\d:]+\] )?\S*\.cc:\d+: (Check failed: \(.*\) is false: )?")
 NOT_ENFORCED = ("multipleOf", "oneOf", "allOf", "patternProperties", "minProperties", "maxProperties", "format")
 """Keywords that llguidance enforces and xgrammar does not, or only at times."""
 
@@ -56,10 +58,11 @@ class Engine:
         compiler: Any = xgrammar.GrammarCompiler(self.info, max_threads=1, cache_enabled=False)
         try:
             compiled = _compile(compiler, spec)
+            data = str(compiled.serialize_json()).encode()
         except (RuntimeError, ValueError, RecursionError) as fault:
             raise InvalidRequest(f"{spec.kind}: {_reason(fault)}", param=spec.kind) from fault
         _check_start(XgrammarGrammar(self, compiled), spec)
-        return str(compiled.serialize_json()).encode()
+        return data
 
     def load(self, data: bytes) -> XgrammarGrammar:
         """The grammar that `compile` made, in another process perhaps."""
@@ -201,5 +204,7 @@ def _check_start(grammar: XgrammarGrammar, spec: GrammarSpec) -> None:
 
 def _reason(fault: Exception) -> str:
     """The library's message without its C++ source line."""
+    if "bad_alloc" in str(fault):
+        return "it needs too much memory to compile"
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return (lines[-1].split("] ", 1)[-1] if lines else type(fault).__name__)[:500]
+    return _SOURCE_LINE.sub("", lines[-1])[:500] if lines else type(fault).__name__

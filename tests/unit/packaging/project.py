@@ -25,9 +25,14 @@ def metadata() -> dict[str, Any]:
     return project
 
 
+def base_requirements() -> list[Requirement]:
+    """What `pip install rhizome` asks for directly."""
+    return [Requirement(text) for text in metadata()["dependencies"]]
+
+
 def requirements(extra: str) -> list[Requirement]:
     """What `pip install 'rhizome[extra]'` asks for directly: the base dependencies and the extra's own."""
-    out = [Requirement(text) for text in metadata()["dependencies"]]
+    out = base_requirements()
     for requirement in (Requirement(text) for text in metadata()["optional-dependencies"][extra]):
         if requirement.name == "rhizome":
             out += [r for inner in requirement.extras for r in requirements(inner)]

@@ -15,7 +15,15 @@ import sys
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.unit.packaging.project import ROOT, SERVICES, foreign_modules, imports_of, metadata, requirements
+from tests.unit.packaging.project import (
+    ROOT,
+    SERVICES,
+    base_requirements,
+    foreign_modules,
+    imports_of,
+    metadata,
+    requirements,
+)
 
 PROGRAM = """
 import importlib, importlib.machinery, pkgutil, sys
@@ -48,6 +56,7 @@ def test_the_extra_suffices_to_import_every_module(package: str, extra: str) -> 
 
 def test_the_import_system_hides_what_the_extra_does_not_bring() -> None:
     assert "torch" in foreign_modules("gateway")
+    assert {"torch", "xgrammar"} <= {*foreign_modules("scheduler")}
     assert "torch" not in foreign_modules("worker")
     assert "aiohttp" not in foreign_modules("gateway")
     assert "pytest" in foreign_modules("launcher")
@@ -57,14 +66,16 @@ def test_the_import_system_hides_what_the_extra_does_not_bring() -> None:
     ("extra", "folders"),
     [
         ("gateway", ("services/gateway",)),
-        ("tokenizer", ("services/tokenizer",)),
+        ("tokenizer", ("services/tokenizer", "shared")),
+        ("scheduler", ("services/scheduler",)),
+        ("xgrammar", ("services/scheduler",)),
         ("worker", ("services/worker",)),
         ("models", ("rhizome/models",)),
         ("bench", ("benchmarks",)),
     ],
 )
 def test_every_requirement_of_an_extra_is_imported(extra: str, folders: tuple[str, ...]) -> None:
-    base = {r.name for r in requirements("scheduler")}
+    base = {r.name for r in base_requirements()}
     owners = importlib.metadata.packages_distributions()
     used = {
         canonicalize_name(owner) for _, module in imports_of(*folders) for owner in owners.get(module.split(".")[0], [])
@@ -76,7 +87,7 @@ def test_every_requirement_of_an_extra_is_imported(extra: str, folders: tuple[st
 def test_every_base_requirement_is_imported_by_shared() -> None:
     owners = importlib.metadata.packages_distributions()
     used = {canonicalize_name(o) for _, module in imports_of("shared") for o in owners.get(module.split(".")[0], [])}
-    assert {canonicalize_name(r.name) for r in requirements("scheduler")} <= used
+    assert {canonicalize_name(r.name) for r in base_requirements()} <= used
 
 
 def test_every_requirement_is_pinned_by_the_constraints() -> None:
