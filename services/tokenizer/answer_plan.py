@@ -1,7 +1,7 @@
 """[walk 2] What a request's tools and grammar mean: for its prompt, for the scheduler's grammar, for its answer.
 
 `Answers` knows the model: its template, the family of its tool calls, how it marks what it thinks. It makes one
-`AnswerPlan` per request, which is asked twice: with the conversation, and with the prompt that became of it.
+`AnswerPlan` per request, which is asked about the prompt that became of it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ from shared.grammar import GrammarSpec
 class AnswerPlan:
     """Of one request. Immutable."""
 
-    chat: m.ChatInput | None = None
-    """The conversation as the template gets it."""
     grammar: GrammarSpec | None = None
     """What the request asked for."""
     calls: CallFormat | None = None
@@ -186,7 +184,6 @@ class Answers:
         if thinks is not None:
             special += [mark for mark in (thinks.begin, thinks.end) if self._is_special(mark)]
         return AnswerPlan(
-            chat=self.shown(chat),
             grammar=request.grammar,
             calls=form,
             functions=tuple(f for f in functions if chat.tool_name in ("", f.name)),
@@ -201,11 +198,15 @@ class Answers:
             kept_ids=self._vocabulary.special_ids & {self._vocabulary.tokenizer.token_to_id(mark) for mark in special},
         )
 
-    def shown(self, chat: m.ChatInput) -> m.ChatInput:
-        """The conversation as its template gets it."""
+    def render(self, chat: m.ChatInput) -> str:
+        """The prompt of a conversation. Safe and useful to call in a thread.
+
+        Raises:
+            InvalidRequest, ContextLengthExceeded: see `ChatTemplates.render`.
+        """
         chat = _visible(chat)
         template = self._templates.of(chat)
-        return chat if template is None or template.takes_tools else spelled_out(chat)
+        return self._templates.render(chat if template is None or template.takes_tools else spelled_out(chat))
 
     def _functions(self, chat: m.ChatInput) -> list[Function]:
         functions = functions_of(chat.tools)

@@ -38,7 +38,7 @@ class PromptBuilder:
             InvalidRequest, ContextLengthExceeded, Overloaded.
         """
         if request.input_ids is None:
-            prompt = await self._encoded(plan.chat, request.text, add_special_tokens=True, opening=plan.opening)
+            prompt = await self._encoded(request.chat, request.text, add_special_tokens=True, opening=plan.opening)
         else:
             prompt = await self._given(request.input_ids, with_text=request.echo)
         param = admission.prompt_param(request)
@@ -54,9 +54,8 @@ class PromptBuilder:
         """
         if (request.text is None) == (request.chat is None):
             raise InvalidRequest("give exactly one of text and chat")
-        chat = None if request.chat is None else self._model.answers.shown(request.chat)
         prompt = await self._encoded(
-            chat, request.text, add_special_tokens=request.add_special_tokens, opening=lambda _: ""
+            request.chat, request.text, add_special_tokens=request.add_special_tokens, opening=lambda _: ""
         )
         return prompt.token_ids
 
@@ -75,12 +74,12 @@ class PromptBuilder:
     async def _encoded(
         self, chat: m.ChatInput | None, text: str | None, *, add_special_tokens: bool, opening: Callable[[str], str]
     ) -> Prompt:
-        vocabulary, templates = self._model.vocabulary, self._model.templates
+        vocabulary, answers = self._model.vocabulary, self._model.answers
         work: Callable[[], Prompt]
         if chat is not None:
             # Templates print the special tokens themselves.
             def work() -> Prompt:
-                rendered = templates.render(chat)
+                rendered = answers.render(chat)
                 given = opening(rendered)
                 return Prompt(vocabulary.encode(rendered + given, add_special_tokens=False), rendered, given)
 

@@ -58,15 +58,18 @@ def ask(grammar: GrammarSpec | None = None, **chat: Any) -> m.GenerateRequest:
     return m.GenerateRequest("r", "inbox", chat=conversation, grammar=grammar)
 
 
-def rendered(template: str, plan: AnswerPlan) -> tuple[str, str]:
-    assert plan.chat is not None
-    prompt = ChatTemplate(template, {}, 1_000_000).render(plan.chat)
-    return prompt, plan.opening(prompt)
+def planned(template: str, request: m.GenerateRequest, **parsers: Any) -> tuple[AnswerPlan, str, str]:
+    """The plan of a request, its prompt, and what is given of the answer."""
+    model = answers(template, **parsers)
+    plan = model.plan(request)
+    assert request.chat is not None
+    prompt = model.render(request.chat)
+    return plan, prompt, plan.opening(prompt)
 
 
 def grammar_of(template: str, request: m.GenerateRequest, **parsers: Any) -> GrammarSpec | None:
-    plan = answers(template, **parsers).plan(request)
-    return plan.full_grammar(*rendered(template, plan))
+    plan, prompt, opening = planned(template, request, **parsers)
+    return plan.full_grammar(prompt, opening)
 
 
 def matcher(spec: GrammarSpec | None) -> Any:
@@ -109,8 +112,7 @@ FORCED: dict[str, tuple[str, str, list[str], list[str]]] = {
 @pytest.mark.parametrize("name", FORCED)
 def test_required_calls_are_forced_in_the_models_own_format_and_read_back(name: str) -> None:
     template, opening, good, bad = FORCED[name]
-    plan = answers(template).plan(ask(tool_choice="required"))
-    prompt, opened = rendered(template, plan)
+    plan, prompt, opened = planned(template, ask(tool_choice="required"))
     assert opened == opening
     matches = matcher(plan.full_grammar(prompt, opened))
     for text in good:
@@ -240,16 +242,15 @@ def test_what_cannot_be_done_is_refused_by_name(
 
 
 def test_tools_are_shown_as_the_model_knows_them_and_not_at_all_for_none() -> None:
-    shown, _ = rendered(HERMES, answers(HERMES).plan(ask(tools=[tool("f", strict=True)])))
+    _, shown, _ = planned(HERMES, ask(tools=[tool("f", strict=True)]))
     assert '"name": "f"' in shown
     assert "strict" not in shown
-    hidden, _ = rendered(HERMES, answers(HERMES).plan(ask(tool_choice="none")))
+    _, hidden, _ = planned(HERMES, ask(tool_choice="none"))
     assert "parameters" not in hidden
 
 
 def test_without_a_parser_tools_are_shown_and_calls_stay_text() -> None:
-    plan = answers(HERMES, tools="none").plan(ask())
-    prompt, opening = rendered(HERMES, plan)
+    plan, prompt, opening = planned(HERMES, ask(), tools="none")
     assert '"name": "f"' in prompt
     assert plan.reader(prompt, opening) is None
 
@@ -264,8 +265,7 @@ def test_a_template_that_knows_no_tools_gets_them_as_text_in_hermes_format() -> 
         {"role": "tool", "content": [{"type": "text", "text": "3"}], "tool_call_id": "1"},
         {"role": "user", "content": "so?"},
     ]
-    plan = answers(TURNS).plan(m.GenerateRequest("r", "i", chat=m.ChatInput(messages, tools=[tool("f")])))
-    prompt, _ = rendered(TURNS, plan)
+    plan, prompt, _ = planned(TURNS, m.GenerateRequest("r", "i", chat=m.ChatInput(messages, tools=[tool("f")])))
     turns = prompt.split("<|im_start|>")[1:]
     assert turns[0].startswith("system\nBe brief.\n\n# Tools")
     assert orjson.dumps(SCHEMA).decode().replace(" ", "") in turns[0].replace(" ", "")
@@ -276,7 +276,7 @@ def test_a_template_that_knows_no_tools_gets_them_as_text_in_hermes_format() -> 
     assert [t.split("\n")[0] for t in turns] == ["system", "user", "assistant", "user", "user", "assistant"]
     assert plan.calls is not None
     assert plan.calls.name == "hermes"
-    first, _ = rendered(TURNS, answers(TURNS).plan(ask()))
+    _, first, _ = planned(TURNS, ask())
     assert first.startswith("<|im_start|>system\n# Tools")
 
 
