@@ -46,6 +46,10 @@ def refuse(body: Mapping[str, Any], table: Neutral) -> None:
     Raises:
         InvalidRequest: naming the first field that is not supported.
     """
+    structured = body.get("structured_outputs")
+    if isinstance(structured, dict) and not is_empty(structured.get("whitespace_pattern")):
+        param = "structured_outputs.whitespace_pattern"
+        raise InvalidRequest(f"{param} is not supported by this server: see max_whitespace", param=param)
     for name in table.keys() & body.keys():
         value = body[name]
         if not is_empty(value) and value not in table[name]:

@@ -1,7 +1,7 @@
 """[walk 2] What a request's tools and grammar mean: for its prompt, for the scheduler's grammar, for its answer.
 
 `Answers` knows the model: its template, the family of its tool calls, how it marks what it thinks. It makes one
-`AnswerPlan` per request, which is asked twice: with the conversation, and with the prompt that became of it.
+`AnswerPlan` per request, which is asked about the prompt that became of it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ from shared.vocabulary import Vocabulary
 class AnswerPlan:
     """Of one request. Immutable."""
 
-    chat: m.ChatInput | None = None
-    """The conversation as the template gets it."""
     grammar: GrammarSpec | None = None
     """What the request asked for."""
     calls: CallFormat | None = None
@@ -52,11 +50,7 @@ class AnswerPlan:
     """That may be called."""
     required: bool = False
     only_one: bool = False
-    marker: str = ""
-    """The special token that announces calls, which no grammar lets a model write; "" when it is plain text."""
     reasoning: ReasoningFormat | None = None
-    ends_special: bool = False
-    """The model ends its reasoning with a special token."""
     separate: bool = True
     max_whitespace: int = 0
     """Of the grammar, `jump_forward` too."""
@@ -64,18 +58,13 @@ class AnswerPlan:
     kept_ids: frozenset[int] = frozenset()
     """Special tokens that reading the answer needs."""
 
-    def opening(self, prompt: str) -> str:
-        """Beginning of the answer that is given with the prompt."""
-        opened = self.required and self._phase(prompt) == "over"
-        return self.marker if opened else ""
-
-    def full_grammar(self, prompt: str, opening: str) -> GrammarSpec | None:
+    def full_grammar(self, prompt: str) -> GrammarSpec | None:
         """The grammar of the answer to a prompt, calls and reasoning included.
 
         Raises:
             InvalidRequest: no grammar says that.
         """
-        wanted = self._answer_format(opening)
+        wanted = self._answer_format()
         phase = self._phase(prompt)
         if wanted is None and (self.grammar is None or phase == "over"):
             return self.grammar
@@ -96,7 +85,7 @@ class AnswerPlan:
         """The request's field that the grammar is about."""
         return "tools" if self.grammar is None or self.required else self.grammar.kind
 
-    def reader(self, prompt: str, opening: str) -> AnswerReader | None:
+    def reader(self, prompt: str) -> AnswerReader | None:
         """What reads the answer to a prompt; None when it is plain text."""
         thought = None
         if self.separate and self.reasoning is not None:
@@ -104,7 +93,7 @@ class AnswerPlan:
         scanner = None
         if self.calls is not None:
             functions = {f.name: f.parameters for f in self.functions}
-            scanner = CallScanner(self.calls.syntax, functions, opened=bool(opening), only_one=self.only_one)
+            scanner = CallScanner(self.calls.syntax, functions, only_one=self.only_one)
         if thought is None and scanner is None:
             return None
         return AnswerReader(thought, scanner, (self.calls or formats.HERMES).new_id)
@@ -112,27 +101,25 @@ class AnswerPlan:
     def _phase(self, prompt: str) -> Phase:
         return "over" if self.reasoning is None else self.reasoning.phase(prompt)
 
-    def _answer_format(self, opening: str) -> Format | None:
+    def _answer_format(self) -> Format | None:
         """The format that the tools ask for, with the request's grammar beside it; None when they ask for nothing."""
-        frame = None if self.calls is None else self.calls.frame
-        limits: dict[str, Any] = {"only_one": self.only_one, "max_whitespace": self.max_whitespace}
-        if self.calls is None:
+        if self.calls is None or not (self.required or self.grammar is not None or self._any_strict()):
             return None
-        if self.required and frame is not None:
-            return forced_calls(frame, self.functions, given=opening, **limits)
-        if not self.required and self.grammar is None and (frame is None or self.marker or not self._any_strict()):
-            return None  # with such markers a model has to be left free to call at all
-        if frame is None or self.marker:
+        frame, syntax = self.calls.frame, self.calls.syntax
+        if frame is None:
+            if not self.required and self.grammar is None:
+                return None  # the model has to be left free to call at all
             raise InvalidRequest(
-                f"no grammar can hold calls in this model's format ({self.calls.name}) beside other text: use"
-                f" tool_choice none{' or required' if frame else ', or auto without a grammar'}",
+                f"no grammar can hold calls in this model's format ({self.calls.name}): use tool_choice none, or auto"
+                " without a grammar",
                 param="tool_choice",
             )
+        if self.required:
+            return forced_calls(frame, self.functions, only_one=self.only_one)
         if self.grammar is not None:
-            calls = forced_calls(frame, self.functions, given="", **limits)
-            return either([calls, as_format(self.grammar)])
-        marker = "" if self.calls.syntax.bare else self.calls.syntax.begins[0]
-        return possible_calls(frame, marker, self.functions, **limits)
+            return either([forced_calls(frame, self.functions, only_one=self.only_one), as_format(self.grammar)])
+        marker = "" if syntax.bare else syntax.begins[0]
+        return possible_calls(frame, marker, self.functions, only_one=self.only_one)
 
     def _any_strict(self) -> bool:
         return any(f.strict for f in self.functions)
@@ -140,12 +127,6 @@ class AnswerPlan:
     def _behind_reasoning(self, wanted: Format, phase: Phase) -> Format:
         assert self.reasoning is not None, "the phase says that there may be reasoning"
         begin, end = self.reasoning.begin, self.reasoning.end
-        if self.ends_special:
-            raise InvalidRequest(
-                f"this model ends its reasoning with the special token {end}, so that no grammar can follow it: switch"
-                " reasoning off in the chat template, or leave the grammar out",
-                param=self.grammar_param(),
-            )
         thought: Format = {
             "type": "sequence",
             "elements": [
@@ -186,26 +167,27 @@ class Answers:
         if thinks is not None:
             special += [mark for mark in (thinks.begin, thinks.end) if self._is_special(mark)]
         return AnswerPlan(
-            chat=self.shown(chat),
             grammar=request.grammar,
             calls=form,
             functions=tuple(f for f in functions if chat.tool_name in ("", f.name)),
             required=chat.tool_choice == "required",
             only_one=bool(chat.tool_name) or not chat.parallel_tool_calls,
-            marker=_announcement(form, special),
             reasoning=thinks,
-            ends_special=thinks is not None and thinks.end in special,
             separate=chat.separate_reasoning,
             max_whitespace=asked.max_whitespace,
             jump_forward=asked.jump_forward,
             kept_ids=self._vocabulary.special_ids & {self._vocabulary.tokenizer.token_to_id(mark) for mark in special},
         )
 
-    def shown(self, chat: m.ChatInput) -> m.ChatInput:
-        """The conversation as its template gets it."""
+    def render(self, chat: m.ChatInput) -> str:
+        """The prompt of a conversation. Safe and useful to call in a thread.
+
+        Raises:
+            InvalidRequest, ContextLengthExceeded: see `ChatTemplates.render`.
+        """
         chat = _visible(chat)
         template = self._templates.of(chat)
-        return chat if template is None or template.takes_tools else spelled_out(chat)
+        return self._templates.render(chat if template is None or template.takes_tools else spelled_out(chat))
 
     def _functions(self, chat: m.ChatInput) -> list[Function]:
         functions = functions_of(chat.tools)
@@ -256,14 +238,6 @@ class Answers:
 def _markers(form: CallFormat) -> list[str]:
     syntax = form.syntax
     return [marker for marker in (*syntax.begins, *syntax.inner, syntax.end) if marker]
-
-
-def _announcement(form: CallFormat | None, special: list[str]) -> str:
-    """The special token that forced calls begin with."""
-    if form is None or form.frame is None:
-        return ""
-    start = form.frame.before or form.frame.head[0]
-    return next((marker for marker in form.syntax.begins if marker in special and start.startswith(marker)), "")
 
 
 def _visible(chat: m.ChatInput) -> m.ChatInput:

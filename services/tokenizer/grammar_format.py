@@ -19,9 +19,9 @@ def as_format(grammar: GrammarSpec) -> Format:
     """
     match grammar.kind:
         case "json_object":
-            return json_schema({"type": "object"}, grammar.max_whitespace)
+            return json_schema({"type": "object"})
         case "json_schema":
-            return json_schema(_loaded(grammar), grammar.max_whitespace)
+            return json_schema(_loaded(grammar))
         case "regex":
             return {"type": "regex", "pattern": grammar.source}
         case "ebnf":

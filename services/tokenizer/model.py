@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from services.tokenizer.answer_plan import Answers
 from services.tokenizer.config import PROMPT_CHARS_PER_TOKEN, TokenizerConfig
 from services.tokenizer.detokenizer import Detokenizers
-from services.tokenizer.template_files import ChatTemplates, load_chat_templates
+from services.tokenizer.template_files import load_chat_templates
 from shared.model_config import load_model_config
 from shared.sampling import NEUTRAL, SamplingParams
 from shared.vocabulary import Vocabulary, load_vocabulary
@@ -20,7 +20,6 @@ class Model:
     name: str
     vocabulary: Vocabulary
     detokenizers: Detokenizers
-    templates: ChatTemplates
     answers: Answers
     context_length: int
     max_prompt_chars: int
@@ -43,7 +42,6 @@ def load_model(config: TokenizerConfig) -> Model:
         name=config.model_name,
         vocabulary=vocabulary,
         detokenizers=Detokenizers(vocabulary),
-        templates=templates,
         answers=Answers(vocabulary, templates, config.tool_call_parser, config.reasoning_parser),
         context_length=hyper.context_length,
         max_prompt_chars=max_chars,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.tokenizer import admission
-from services.tokenizer.answer_plan import AnswerPlan
 from services.tokenizer.chat_messages import text_size
 from services.tokenizer.encoder import INLINE_UNITS, Encoder
 from services.tokenizer.model import Model
@@ -20,9 +19,6 @@ class Prompt:
 
     token_ids: list[int]
     text: str | None
-    """Without `opening`."""
-    opening: str = ""
-    """The beginning of the answer, when it is given with the prompt."""
 
 
 class PromptBuilder:
@@ -31,14 +27,14 @@ class PromptBuilder:
     def __init__(self, model: Model, encoder: Encoder) -> None:
         self._model, self._encoder = model, encoder
 
-    async def build(self, request: m.GenerateRequest, plan: AnswerPlan) -> Prompt:
+    async def build(self, request: m.GenerateRequest) -> Prompt:
         """The prompt of a request that has exactly one input.
 
         Raises:
             InvalidRequest, ContextLengthExceeded, Overloaded.
         """
         if request.input_ids is None:
-            prompt = await self._encoded(plan.chat, request.text, add_special_tokens=True, opening=plan.opening)
+            prompt = await self._encoded(request.chat, request.text, add_special_tokens=True)
         else:
             prompt = await self._given(request.input_ids, with_text=request.echo)
         param = admission.prompt_param(request)
@@ -54,10 +50,7 @@ class PromptBuilder:
         """
         if (request.text is None) == (request.chat is None):
             raise InvalidRequest("give exactly one of text and chat")
-        chat = None if request.chat is None else self._model.answers.shown(request.chat)
-        prompt = await self._encoded(
-            chat, request.text, add_special_tokens=request.add_special_tokens, opening=lambda _: ""
-        )
+        prompt = await self._encoded(request.chat, request.text, add_special_tokens=request.add_special_tokens)
         return prompt.token_ids
 
     async def detokenize(self, request: m.Detokenize) -> str:
@@ -72,17 +65,14 @@ class PromptBuilder:
             lambda: self._model.vocabulary.decode(request.token_ids, skip_special_tokens=request.skip_special_tokens),
         )
 
-    async def _encoded(
-        self, chat: m.ChatInput | None, text: str | None, *, add_special_tokens: bool, opening: Callable[[str], str]
-    ) -> Prompt:
-        vocabulary, templates = self._model.vocabulary, self._model.templates
+    async def _encoded(self, chat: m.ChatInput | None, text: str | None, *, add_special_tokens: bool) -> Prompt:
+        vocabulary, answers = self._model.vocabulary, self._model.answers
         work: Callable[[], Prompt]
         if chat is not None:
             # Templates print the special tokens themselves.
             def work() -> Prompt:
-                rendered = templates.render(chat)
-                given = opening(rendered)
-                return Prompt(vocabulary.encode(rendered + given, add_special_tokens=False), rendered, given)
+                rendered = answers.render(chat)
+                return Prompt(vocabulary.encode(rendered, add_special_tokens=False), rendered)
 
             size = text_size([chat.messages, chat.tools, chat.template_kwargs], INLINE_UNITS)
             return await self._encoder.run(size, work)

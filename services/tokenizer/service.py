@@ -92,12 +92,12 @@ class TokenizerService:
     async def _schedule(self, request: m.GenerateRequest, plan: AnswerPlan, stream: Stream) -> m.Accepted:
         """Encode, queue at a scheduler, learn which one it is. The stream is registered: tokens may come first."""
         with self._encode_seconds.time():
-            prompt = await self._prompts.build(request, plan)
+            prompt = await self._prompts.build(request)
         text = prompt.text or ""
-        grammar = plan.full_grammar(text, prompt.opening)
+        grammar = plan.full_grammar(text)
         tokenized = admission.tokenized(request, self._model, prompt.token_ids, grammar, self._actor.id, stream.handle)
         made_of = "" if grammar is request.grammar else plan.grammar_param()
-        stream.begin(prompt, tokenized.logprob_start_len, plan.reader(text, prompt.opening), made_of)
+        stream.begin(prompt, tokenized.logprob_start_len, plan.reader(text), made_of)
         if stream.abort_asked:
             raise Aborted(f"request {request.rid!r} was aborted before it was queued")
         try:

@@ -33,8 +33,8 @@ class Stream:
         "_add", "_add_logprobs", "_answer", "_detokenizer", "_echo", "_finish_reason", "_grammar_param", "_ids",
         "_logprob_ids", "_logprobs", "_matched_stop", "_min_tokens", "_prompt_logprobs", "_prompt_text",
         "_prompt_tokens", "_request_stop_ids", "_seq", "_shows_stop", "_spell", "_stops", "_streams_deltas", "_text",
-        "_top_num", "abort_asked", "cached_tokens", "completion_tokens", "handle", "queued_after", "received",
-        "reply", "rid", "scheduler_id",
+        "_top_num", "abort_asked", "cached_tokens", "completion_tokens", "handle", "queued_after", "received", "reply",
+        "rid", "scheduler_id",
     )  # fmt: skip
 
     def __init__(self, request: m.GenerateRequest, handle: int, detokenizer: Detokenizer, spell: LogprobTexts) -> None:

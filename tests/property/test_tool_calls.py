@@ -41,14 +41,14 @@ def test_every_single_cut_and_single_characters_give_what_one_piece_gives(case: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(text=TEXTS, points=st.lists(st.integers(0, 10_000), max_size=6), opened=st.booleans(), only_one=st.booleans())
+@given(text=TEXTS, points=st.lists(st.integers(0, 10_000), max_size=6), only_one=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_any_text_cut_anyhow_gives_what_one_piece_gives(
-    name: str, text: str, points: list[int], opened: bool, only_one: bool
+    name: str, text: str, points: list[int], only_one: bool
 ) -> None:
-    whole = read(FORMATS[name], [text], opened=opened, only_one=only_one)
-    assert read(FORMATS[name], cut(text, points), opened=opened, only_one=only_one) == whole
-    assert read(FORMATS[name], list(text), opened=opened, only_one=only_one) == whole
+    whole = read(FORMATS[name], [text], only_one=only_one)
+    assert read(FORMATS[name], cut(text, points), only_one=only_one) == whole
+    assert read(FORMATS[name], list(text), only_one=only_one) == whole
 
 
 @pytest.mark.parametrize("name", NAMES)

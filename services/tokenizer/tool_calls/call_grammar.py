@@ -57,35 +57,19 @@ def _function(tool: dict[str, Any], path: str) -> Function:
     return Function(name, {"type": "object", **parameters}, None if strict is None else bool(strict))
 
 
-def forced_calls(
-    frame: Frame, functions: Sequence[Function], *, given: str, only_one: bool, max_whitespace: int
-) -> Format:
-    """Calls and nothing else, at least one.
-
-    Args:
-        given: the beginning that the prompt has already.
-        max_whitespace: between two tokens of JSON.
-    """
-    before, head = frame.before, frame.head[0]
-    assert (before or head).startswith(given), "the marker begins what is forced"
-    if before:
-        before = before[len(given) :]
-        given = ""
-    tags = [_call(frame, head, function, max_whitespace) for function in functions]
-    first = [_call(frame, head[len(given) :], function, max_whitespace) for function in functions] if given else tags
+def forced_calls(frame: Frame, functions: Sequence[Function], *, only_one: bool) -> Format:
+    """Calls and nothing else, at least one."""
+    tags = [_call(frame, function) for function in functions]
     if only_one:
-        calls = either(first)
-    elif given:
-        more = _sequence(_constant(frame.between), either(tags))
-        calls = _sequence(either(first), {"type": "star", "content": more})
+        calls = either(tags)
     else:
         calls = {"type": "tags_with_separator", "tags": tags, "separator": frame.between, "at_least_one": True}
-    return _sequence(_constant(before), calls, _constant(frame.after))
+    parts = [_constant(frame.before), calls, _constant(frame.after)]
+    there = [part for part in parts if part is not None]
+    return there[0] if len(there) == 1 else {"type": "sequence", "elements": there}
 
 
-def possible_calls(
-    frame: Frame, marker: str, functions: Sequence[Function], *, only_one: bool, max_whitespace: int
-) -> Format:
+def possible_calls(frame: Frame, marker: str, functions: Sequence[Function], *, only_one: bool) -> Format:
     """Any text, in which what begins as a call is one.
 
     Args:
@@ -93,24 +77,16 @@ def possible_calls(
     """
     trigger = marker or frame.head[0]
     if frame.before:
-        inside = dataclasses.replace(frame, before="", after="")
-        calls = forced_calls(inside, functions, given="", only_one=only_one, max_whitespace=max_whitespace)
+        calls = forced_calls(dataclasses.replace(frame, before="", after=""), functions, only_one=only_one)
         tags = [{"type": "tag", "begin": frame.before, "content": calls, "end": frame.after}]
     else:
-        tags = [_call(frame, frame.head[0], function, max_whitespace) for function in functions]
+        tags = [_call(frame, function) for function in functions]
     return {"type": "triggered_tags", "triggers": [trigger], "tags": tags, "stop_after_first": only_one}
 
 
-def _call(frame: Frame, head: str, function: Function, max_whitespace: int) -> Format:
-    arguments = json_schema(function.schema, max_whitespace)
-    if frame.style != "json":
-        arguments["style"] = frame.style
-    return {"type": "tag", "begin": head + function.name + frame.head[1], "content": arguments, "end": frame.tail}
-
-
-def json_schema(schema: dict[str, Any], max_whitespace: int) -> Format:
-    """JSON that fits a schema. Structural tags have no JSON without any white space: one character is the least."""
-    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": max(1, max_whitespace)}
+def json_schema(schema: dict[str, Any]) -> Format:
+    """JSON that fits a schema, with as much white space as the `GrammarSpec` says."""
+    return {"type": "json_schema", "json_schema": schema}
 
 
 def either(formats: list[Format]) -> Format:
@@ -118,10 +94,10 @@ def either(formats: list[Format]) -> Format:
     return formats[0] if len(formats) == 1 else {"type": "or", "elements": formats}
 
 
+def _call(frame: Frame, function: Function) -> Format:
+    begin = frame.head[0] + function.name + frame.head[1]
+    return {"type": "tag", "begin": begin, "content": json_schema(function.schema), "end": frame.tail}
+
+
 def _constant(text: str) -> Format | None:
     return {"type": "const_string", "value": text} if text else None
-
-
-def _sequence(*formats: Format | None) -> Format:
-    there = [f for f in formats if f is not None]
-    return there[0] if len(there) == 1 else {"type": "sequence", "elements": there}

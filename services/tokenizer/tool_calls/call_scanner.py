@@ -37,14 +37,13 @@ class CallSyntax:
 class CallScanner:
     """The state of one answer."""
 
-    def __init__(self, syntax: CallSyntax, functions: Functions, *, opened: bool, only_one: bool) -> None:
+    def __init__(self, syntax: CallSyntax, functions: Functions, *, only_one: bool) -> None:
         """Args:
         functions: of the request; a call of any other is content.
-        opened: the prompt ended with the marker.
         only_one: nothing is read after the first call.
         """
         self._syntax, self._functions, self._only_one = syntax, functions, only_one
-        self._state: _State = "opened" if opened else "content"
+        self._state: _State = "content"
         self._rest = ""  # not decided yet
         self._raw = ""  # taken since the marker: content, if no call follows
         self._line_start = True  # nothing but white space in this line so far

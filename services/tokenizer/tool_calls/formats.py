@@ -30,8 +30,6 @@ class Frame:
     between: str
     before: str = ""
     after: str = ""
-    style: str = "json"
-    """How arguments are written, in xgrammar's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +101,7 @@ MISTRAL_NAMED = CallFormat(
     Frame(("[TOOL_CALLS]", ARGS), "", ""),
     id_chars=9,
 )
-QWEN3_CODER = CallFormat(
-    "qwen3_coder",
-    CallSyntax(("<tool_call>",), "</tool_call>", "", _xml),
-    Frame(("<tool_call>\n<function=", ">\n"), "\n</function>\n</tool_call>", "\n", style="qwen_xml"),
-)
+QWEN3_CODER = CallFormat("qwen3_coder", CallSyntax(("<tool_call>",), "</tool_call>", "", _xml), None)
 PYTHONIC = CallFormat("pythonic", CallSyntax(("<|tool_call_start|>",), "<|tool_call_end|>", "[", _python), None)
 
 FORMATS: dict[str, CallFormat] = {

@@ -140,6 +140,9 @@ BODIES: dict[str, tuple[tuple[str, bytes], str | None]] = {
     "functions": (chat(functions=[{"name": "f"}]), "functions"),
     "audio": (chat(audio={"voice": "x"}), "audio"),
     "modalities": (chat(modalities=["text", "audio"]), "modalities"),
+    "inner whitespace pattern": (
+        chat(structured_outputs={"json": {}, "whitespace_pattern": " *"}), "structured_outputs.whitespace_pattern",
+    ),
     "whitespace pattern": (chat(guided_whitespace_pattern=" *"), "guided_whitespace_pattern"),
     "best_of": (completion(best_of=3), "best_of"),
     "suffix": (completion(suffix="end"), "suffix"),

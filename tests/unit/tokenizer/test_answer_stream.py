@@ -41,7 +41,7 @@ def answer(
     ids_of_calls = iter(("call_1", "call_2", "call_3"))
     reader = AnswerReader(
         None if phase is None else ReasoningReader(THINK, phase),
-        CallScanner(HERMES.syntax, {"f": {}}, opened=False, only_one=only_one),
+        CallScanner(HERMES.syntax, {"f": {}}, only_one=only_one),
         lambda: next(ids_of_calls),
     )
     opened.begin(Prompt([1], "p"), -1, reader)

@@ -18,9 +18,9 @@ Read = tuple[str, list[tuple[str, str]]]
 """Content, and (name, arguments) of each call."""
 
 
-def read(form: CallFormat, pieces: Iterable[str], *, opened: bool = False, only_one: bool = False) -> Read:
+def read(form: CallFormat, pieces: Iterable[str], *, only_one: bool = False) -> Read:
     """What the pieces add up to."""
-    scanner = CallScanner(form.syntax, FUNCTIONS, opened=opened, only_one=only_one)
+    scanner = CallScanner(form.syntax, FUNCTIONS, only_one=only_one)
     events = [event for piece in pieces for event in scanner.add(piece)] + scanner.finish()
     content, calls = "", []
     for event in events:

@@ -6,7 +6,7 @@ import pytest
 
 from services.tokenizer.tool_calls.call_scanner import CallScanner
 from services.tokenizer.tool_calls.events import CallArguments, CallStart
-from services.tokenizer.tool_calls.formats import FORMATS, HERMES, LLAMA3, MISTRAL, format_of_template
+from services.tokenizer.tool_calls.formats import FORMATS, HERMES, LLAMA3, format_of_template
 from tests.unit.tokenizer.tool_calls.reading import Read, read
 
 A = ("add", '{"a": 1, "b": [2, "}]"]}')
@@ -120,12 +120,6 @@ def test_a_text_is_split_into_content_and_calls(case: str) -> None:
     assert read(FORMATS[name], [text]) == expected
 
 
-def test_a_call_whose_marker_was_in_the_prompt_is_read() -> None:
-    assert read(MISTRAL, [f"[{CALL_A}]"], opened=True) == ("", [A])
-    assert read(MISTRAL, [f"add[ARGS]{A[1]}"], opened=True) == ("", [A])
-    assert read(MISTRAL, ["nothing"], opened=True) == ("nothing", [])
-
-
 def test_only_the_first_call_is_read_where_one_is_allowed() -> None:
     assert read(HERMES, [f"<tool_call>{CALL_A}</tool_call><tool_call>{CALL_W}</tool_call>x"], only_one=True) == (
         "", [A],
@@ -134,7 +128,7 @@ def test_only_the_first_call_is_read_where_one_is_allowed() -> None:
 
 
 def test_arguments_come_as_they_are_written_and_content_at_once() -> None:
-    scanner = CallScanner(HERMES.syntax, {"f": {}}, opened=False, only_one=False)
+    scanner = CallScanner(HERMES.syntax, {"f": {}}, only_one=False)
     assert scanner.add("Hi <") == ["Hi"]
     assert scanner.add("b") == [" <b"]
     assert scanner.add('<tool_call>{"name": "f", "argu') == []
