@@ -26,10 +26,6 @@ from services.worker.upload import upload_all
 class DeviceAttention(AttentionBackend, Protocol):
     """An attention backend that plans decode steps on the device."""
 
-    @property
-    def rows_together(self) -> int:
-        """Decode rows that the device works on at the same time, if all are equally long."""
-
     def attend_decode(self, rows: Tensor, seq_lens: Tensor, slots: Tensor) -> Attend:
         """One token each of `rows` [R] int32, which see `seq_lens` [R] int32 tokens; 0 = padding.
 
@@ -40,8 +36,12 @@ class DeviceAttention(AttentionBackend, Protocol):
 class DecodeProgram:
     """Keeps the inputs' and outputs' memory and the graphs; lives as long as the engine, used by its device thread."""
 
-    def __init__(self, model: Model, attention: DeviceAttention, rows: Rows) -> None:
-        self._model, self._attention, self._rows = model, attention, rows
+    def __init__(self, model: Model, attention: DeviceAttention, rows: Rows, rows_together: int) -> None:
+        """
+        Args:
+            rows_together: that the attention of the engine's slowest rank works on at the same time.
+        """
+        self._model, self._attention, self._rows, self._together = model, attention, rows, rows_together
         device = rows.last_token.device
         self._inputs = decode_inputs_buffer(rows.max_rows, device)
         self._batch = torch.full((rows.max_rows,), -1, dtype=torch.int32, device=device)
@@ -71,7 +71,7 @@ class DecodeProgram:
 
     def _set_rows(self, rows: I64) -> None:
         self._current = rows.copy()
-        order = prefix_order(self._rows.page_table.host[rows, 0], self._attention.rows_together)
+        order = prefix_order(self._rows.page_table.host[rows, 0], self._together)
         batch, place = np.full(self._rows.max_rows, -1, np.int64), np.arange(self._rows.max_rows)
         batch[: len(rows)] = rows[order]
         place[order] = np.arange(len(rows))

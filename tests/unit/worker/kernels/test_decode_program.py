@@ -82,7 +82,7 @@ def engine(checkpoint: Checkpoint, backend: str, device: torch.device, **flags: 
 class Echo:
     """A model whose hidden states are its inputs, and an attention that works on two rows at a time."""
 
-    rows_together, name = 2, "echo"
+    name = "echo"
 
     def attend_decode(self, rows: torch.Tensor, seq_lens: torch.Tensor, slots: torch.Tensor) -> Any:
         return None
@@ -98,7 +98,7 @@ def test_rows_that_share_a_prefix_are_reordered_for_the_device_only(device: torc
     rows.seq_lens.put(numbers, numbers + 1)
     rows.last_token.copy_(100 + torch.arange(8, device=device))
     echo = Echo()
-    hidden, index = DecodeProgram(echo, echo, rows).run(numbers)  # type: ignore[arg-type]
+    hidden, index = DecodeProgram(echo, echo, rows, 2).run(numbers)  # type: ignore[arg-type]
     assert index.tolist() == numbers.tolist()
     assert hidden[:6].tolist() == [[100 + row, row + 1] for row in numbers.tolist()]
     assert rows.lengths[numbers].tolist() == (numbers + 2).tolist()
