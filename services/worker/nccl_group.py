@@ -8,7 +8,9 @@ process can: gloo notices the loss in the next `Lockstep.meet`, and `service.py`
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,12 +19,19 @@ from torch import Tensor
 from services.worker.collectives import gather_columns
 from services.worker.config import GROUP_TIMEOUT_S, START_TIMEOUT_S
 from services.worker.gloo_group import GlooGroup
-from services.worker.symmetric_memory import SymmetricMemory
+from services.worker.symmetric_memory import SymmetricMemory, Way, way_of
 from shared.errors import ConfigError
 from shared.log import Log
 
 _WITHOUT_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 """NVLink multicast needs a fabric that not every host has set up, and a failure of it takes the host's GPUs down."""
+
+
+class SharedMemory(Protocol):
+    """See `symmetric_memory.py`."""
+
+    def all_reduce(self, x: Tensor, way: Way) -> Tensor: ...
+    def adds_up(self) -> bool: ...
 
 
 class NcclGroup:
@@ -38,12 +47,14 @@ class NcclGroup:
         *,
         timeout_s: float = GROUP_TIMEOUT_S,
         backend: str = "nccl",
+        share_memory: Callable[[dist.ProcessGroup, torch.device], SharedMemory] = SymmetricMemory,
     ) -> None:
         """Meet the other ranks at `address` (host:port), waiting up to `timeout_s`.
 
         Args:
             device: this rank's own, the current one of this thread.
             backend: of the tensors; anything but nccl is for tests.
+            share_memory: sums small tensors faster than NCCL, or raises where it cannot.
 
         Raises:
             ConfigError: they did not come, or NCCL cannot connect them.
@@ -59,11 +70,11 @@ class NcclGroup:
             self._run_once(device)
         except (dist.DistError, RuntimeError) as fault:
             raise ConfigError(f"NCCL cannot connect the {size} ranks of --tp-size: {fault}") from fault
-        self._memory = self._share_memory(device, log) if device.type == "cuda" else None
+        self._memory = self._agree_on_memory(share_memory, device, log)
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        if self._memory is not None and self._memory.takes(x):
-            return self._memory.all_reduce(x)
+        if self._memory is not None and (way := way_of(x, self.size)):
+            return self._memory.all_reduce(x, way)
         dist.all_reduce(x, group=self._group)
         return x
 
@@ -92,11 +103,13 @@ class NcclGroup:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    def _share_memory(self, device: torch.device, log: Log) -> SymmetricMemory | None:
-        """Memory that all ranks map; None on every rank when one of them cannot have it."""
+    def _agree_on_memory(
+        self, share_memory: Callable[[dist.ProcessGroup, torch.device], SharedMemory], device: torch.device, log: Log
+    ) -> SharedMemory | None:
+        """None on every rank when one of them cannot have it, or gets wrong sums."""
         memory, fault = None, ""
         try:
-            memory = SymmetricMemory(self._group, device)
+            memory = share_memory(self._group, device)
         except (RuntimeError, ImportError, ValueError) as obstacle:
             fault = f"{type(obstacle).__name__}: {obstacle}"[:200]
         works = [row[0] for row in self.all_integers([int(memory is not None)])]

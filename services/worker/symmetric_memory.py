@@ -23,14 +23,15 @@ _ALIGNMENT = 16
 Way = Literal["one-shot", "two-shot"]
 
 
-def way_of(nbytes: int, size: int) -> Way | None:
-    """How to sum tensors of `nbytes` over `size` ranks; None = with NCCL."""
+def way_of(x: Tensor, size: int) -> Way | None:
+    """How to sum `x` over `size` ranks; None = with NCCL. Decided by what is the same on every rank."""
     one_shot, two_shot = LIMITS.get(size, (0, 0))
-    if nbytes % _ALIGNMENT or nbytes == 0:
+    aligned = (x.nbytes | x.storage_offset() * x.itemsize) % _ALIGNMENT == 0
+    if x.dtype not in _DTYPES or not x.is_contiguous() or not aligned or not x.nbytes:
         return None
-    if nbytes <= one_shot:
+    if x.nbytes <= one_shot:
         return "one-shot"
-    return "two-shot" if nbytes <= two_shot else None
+    return "two-shot" if x.nbytes <= two_shot else None
 
 
 class SymmetricMemory:
@@ -55,20 +56,9 @@ class SymmetricMemory:
         self._buffer = symm_mem.empty(nbytes, dtype=torch.uint8, device=device)
         self._handle = symm_mem.rendezvous(self._buffer, group)  # keeps the others' memory mapped
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether `all_reduce` is for this tensor. Decided by what is the same on every rank."""
-        return (
-            x.dtype in _DTYPES
-            and x.is_contiguous()
-            and x.storage_offset() * x.itemsize % _ALIGNMENT == 0
-            and way_of(x.nbytes, self._size) is not None
-        )
-
-    def all_reduce(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor, way: Way) -> Tensor:
         """Sum over the ranks, in place."""
-        if way_of(x.nbytes, self._size) == "one-shot":
-            return self.one_shot(x)
-        return self.two_shot(x)
+        return self.one_shot(x) if way == "one-shot" else self.two_shot(x)
 
     def one_shot(self, x: Tensor) -> Tensor:
         """In place. x: bf16 or fp32, contiguous, a multiple of 16 bytes that the buffer holds."""

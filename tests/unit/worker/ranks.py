@@ -65,7 +65,7 @@ class Ranks(AbstractContextManager["Ranks"]):
         for rank in range(len(self._pipes)):
             self.tell(rank, plan)
         first, *others = [self.answer(rank) for rank in range(len(self._pipes))]
-        assert others == [None] * len(others)
+        assert others == [None] * len(others), others
         return first
 
     def tokens(self, plans: Sequence[StepPlan]) -> list[list[int]]:
