@@ -1,6 +1,6 @@
 """Reading a checkpoint into a model: seconds, MB/s and memory beside the weights, by number of threads.
 
-Writes a sharded checkpoint of random bf16 numbers in a Llama shape and loads it in processes of their own, taking turns.
+Writes a sharded checkpoint of random bf16 numbers in a Llama shape; the variants load it in turn, each in a process.
 *Beside the weights* is the largest resident set during the loading, less what it was before, less weights that are on
 the host: mapped parts of the shard being read, and buffers.
 """

@@ -161,9 +161,10 @@ def gpu_of(config: WorkerConfig, there: int) -> int:
         ConfigError: the engine needs more than there are.
     """
     if config.base_gpu_id + config.tp_size > there:
+        needed = config.base_gpu_id + config.tp_size
         raise ConfigError(
-            f"--tp-size {config.tp_size} from --base-gpu-id {config.base_gpu_id} on needs "
-            f"{config.base_gpu_id + config.tp_size} GPUs, torch sees {there}: use fewer ranks or engines, or --device cpu"
+            f"--tp-size {config.tp_size} from --base-gpu-id {config.base_gpu_id} on needs {needed} GPUs, torch sees "
+            f"{there}: use fewer ranks or engines, or --device cpu"
         )
     return config.base_gpu_id + config.tp_rank
 

@@ -63,10 +63,9 @@ class NcclGroup:
             os.environ.setdefault(name, value)
         self.rank, self.size = rank, size
         self._host = GlooGroup(address, rank, size, timeout_s)
-        eager = {"device_id": device} if device.type == "cuda" else {}
         try:
             # What NCCL's own watchdog may wait for includes kernels that another rank is still compiling.
-            self._group = dist.new_group(backend=backend, timeout=timedelta(seconds=START_TIMEOUT_S), **eager)
+            self.group = dist.new_group(backend=backend, timeout=timedelta(seconds=START_TIMEOUT_S))
             self._run_once(device)
         except (dist.DistError, RuntimeError) as fault:
             raise ConfigError(f"NCCL cannot connect the {size} ranks of --tp-size: {fault}") from fault
@@ -75,14 +74,14 @@ class NcclGroup:
     def all_reduce(self, x: Tensor) -> Tensor:
         if self._memory is not None and (way := way_of(x, self.size)):
             return self._memory.all_reduce(x, way)
-        dist.all_reduce(x, group=self._group)
+        dist.all_reduce(x, group=self.group)
         return x
 
     def gather_columns(self, x: Tensor, widths: list[int]) -> Tensor | None:
-        return gather_columns(x, widths, self.rank, self._group)
+        return gather_columns(x, widths, self.rank, self.group)
 
     def from_first(self, x: Tensor) -> Tensor:
-        dist.broadcast(x, 0, group=self._group)
+        dist.broadcast(x, 0, group=self.group)
         return x
 
     def all_integers(self, values: list[int]) -> list[list[int]]:
@@ -97,8 +96,8 @@ class NcclGroup:
     def _run_once(self, device: torch.device) -> None:
         """Every collective sets up its connections when it first runs, which no graph may capture."""
         x = torch.ones((1, 8), device=device)
-        dist.all_reduce(x, group=self._group)
-        gather_columns(x, [8] * self.size, self.rank, self._group)
+        dist.all_reduce(x, group=self.group)
+        gather_columns(x, [8] * self.size, self.rank, self.group)
         self.from_first(x)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -107,16 +106,19 @@ class NcclGroup:
         self, share_memory: Callable[[dist.ProcessGroup, torch.device], SharedMemory], device: torch.device, log: Log
     ) -> SharedMemory | None:
         """None on every rank when one of them cannot have it, or gets wrong sums."""
-        memory, fault = None, ""
+        memory, fault, right = None, "", False
         try:
-            memory = share_memory(self._group, device)
+            memory = share_memory(self.group, device)
         except (RuntimeError, ImportError, ValueError) as obstacle:
             fault = f"{type(obstacle).__name__}: {obstacle}"[:200]
-        works = [row[0] for row in self.all_integers([int(memory is not None)])]
-        if memory is not None and all(works):
-            works = [row[0] for row in self.all_integers([int(memory.adds_up())])]
-            fault = fault or "sums are wrong"
-        if all(works):
+        everybody = all(row[0] for row in self.all_integers([int(memory is not None)]))
+        if everybody and memory is not None:
+            try:
+                right = memory.adds_up()
+                fault = "" if right else "sums are wrong"
+            except RuntimeError as obstacle:
+                fault = f"{type(obstacle).__name__}: {obstacle}"[:200]
+        if all(row[0] for row in self.all_integers([int(right)])):
             return memory
-        log.warning("no symmetric memory, small sums go through NCCL", ranks_with_it=sum(works), fault=fault)
+        log.warning("no symmetric memory, small sums go through NCCL", fault=fault or "another rank has none")
         return None

@@ -8,8 +8,8 @@ the engine's plans and may report a fault.
 When a tensor-parallel group cannot go on (a rank died, ranks did not meet within the group's timeout, or one failed in
 the middle of a plan so that the others wait in a collective), every rank exits with status 1: gloo ends the others'
 collectives, goodbyes and silence end idle ranks, and a rank whose device waits for one that is gone is ended when it
-has finished nothing for the group's timeout. No thread that hangs is joined (`__main__.py`). The supervisor restarts all
-ranks, which form a new engine.
+has finished nothing for the group's timeout. No thread that hangs is joined (`__main__.py`). The supervisor restarts
+all ranks, which form a new engine.
 """
 
 from __future__ import annotations

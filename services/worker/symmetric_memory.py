@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 LIMITS = {2: (1 << 20, 0), 4: (256 << 10, 2 << 20), 8: (128 << 10, 1 << 20)}
-"""Most bytes of a one-shot and of a two-shot sum by number of ranks; what is larger is NCCL's. Of two ranks each reads as
-much either way, so the second meeting of two-shot buys nothing. `benchmarks.gpu --sections tp` shows the crossings."""
+"""Most bytes of a one-shot and of a two-shot sum by number of ranks; what is larger is NCCL's. Of two ranks each reads
+as much either way, so the second meeting of two-shot buys nothing. `benchmarks.gpu --sections tp` shows the crossings.
+"""
 _DTYPES = (torch.bfloat16, torch.float32)
 """What torch's kernels add up."""
 _ALIGNMENT = 16
@@ -26,7 +27,7 @@ Way = Literal["one-shot", "two-shot"]
 def way_of(x: Tensor, size: int) -> Way | None:
     """How to sum `x` over `size` ranks; None = with NCCL. Decided by what is the same on every rank."""
     one_shot, two_shot = LIMITS.get(size, (0, 0))
-    aligned = (x.nbytes | x.storage_offset() * x.itemsize) % _ALIGNMENT == 0
+    aligned = x.nbytes % _ALIGNMENT == 0 and x.storage_offset() * x.itemsize % _ALIGNMENT == 0
     if x.dtype not in _DTYPES or not x.is_contiguous() or not aligned or not x.nbytes:
         return None
     if x.nbytes <= one_shot:
@@ -53,7 +54,8 @@ class SymmetricMemory:
         nbytes = max(LIMITS.get(self._size, (0,))) if nbytes is None else nbytes
         if not nbytes:
             raise ValueError(f"not for {self._size} ranks")
-        self._buffer = symm_mem.empty(nbytes, dtype=torch.uint8, device=device)
+        # Not `symm_mem.empty`: the buffer shall begin where its memory does, not somewhere in a pool.
+        self._buffer = symm_mem._SymmetricMemory.empty_strided_p2p((nbytes,), (1,), torch.uint8, device)
         self._handle = symm_mem.rendezvous(self._buffer, group)  # keeps the others' memory mapped
 
     def all_reduce(self, x: Tensor, way: Way) -> Tensor:
