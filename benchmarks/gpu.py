@@ -1,4 +1,5 @@
-"""The engine on one GPU: the card's ceilings, decode and prefill steps, and the whole system over NATS.
+"""The engine on one GPU: the card's ceilings, decode and prefill steps, and the whole system over NATS. On several:
+`--sections tp`.
 
 Random weights in the shapes of Llama-3.1-8B and Qwen3-0.6B. Every figure stands next to what the card's memory or
 matrix rate allows. Partial results are printed as they come; one JSON document is last.
@@ -17,12 +18,12 @@ from typing import Any
 from benchmarks.gpu_sections.workloads import WORKLOADS
 from benchmarks.report import Report
 
-SECTIONS = ("offline", "system", "shared", "decode")
+SECTIONS = ("offline", "system", "shared", "decode", "tp")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS[:4]))
     parser.add_argument("--shapes", nargs="+", choices=("8B", "0.6B"), default=["0.6B", "8B"], help="of decode")
     parser.add_argument("--backends", nargs="+", choices=("triton", "flashinfer", "torch"), default=["triton", "torch"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256], help="rows of a decode step")
@@ -40,6 +41,8 @@ def main() -> None:
         metavar="FLAG",
         help="more flags for the worker of offline and system, without their dashes: attention-backend=flashinfer",
     )
+    parser.add_argument("--tp-sizes", type=int, nargs="+", default=[1, 2], help="ranks, for tp: one after the other")
+    parser.add_argument("--tp-shape", choices=("8B", "0.6B"), default="8B")
     parser.add_argument("--budget-s", type=float, default=330.0, help="no decode section begins after this")
     parser.add_argument("--no-precompile", action="store_true", help="do not fill Triton's cache in parallel first")
     args = parser.parse_args()
@@ -47,7 +50,7 @@ def main() -> None:
     started_s = time.monotonic()
     if not args.no_precompile:
         _precompile(report)
-    figures: dict[str, Any] = {"card": {}, "offline": [], "system": [], "steps": [], "left_out": []}
+    figures: dict[str, Any] = {"card": {}, "offline": [], "system": [], "steps": [], "tp": {}, "left_out": []}
     with tempfile.TemporaryDirectory(prefix="rhizome-gpu-") as folder:
         _measure(report, args, Path(folder), figures, started_s)
     figures["wall_s"] = round(time.monotonic() - started_s, 1)
@@ -76,6 +79,10 @@ def _measure(report: Report, args: argparse.Namespace, folder: Path, figures: di
         from benchmarks.gpu_sections import system
 
         figures["system"] = system.measure(report, folder, args.system_shape, args.depths, args.system_batches, flags)
+    if "tp" in args.sections:
+        from benchmarks.gpu_sections import tensor_parallel
+
+        figures["tp"] = tensor_parallel.measure(report, folder, args.tp_shape, args.tp_sizes, args.batches)
     if not {"decode", "shared"} & set(args.sections):
         return
     import torch

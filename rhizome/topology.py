@@ -45,6 +45,7 @@ class _Maker:
     def engine(self, index: int, launch: Launch) -> UnitSpec:
         name, tp_size = f"worker-{index}", launch.own.tp_size
         config = launch.worker
+        config = dataclasses.replace(config, base_gpu_id=config.base_gpu_id + index * tp_size)
         if not config.num_threads:
             config = dataclasses.replace(config, num_threads=threads_per_rank(launch.own.num_engines * tp_size))
 

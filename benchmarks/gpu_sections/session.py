@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from services.worker.download import Mark, mark, wait
 from services.worker.engine import Engine
 from services.worker.launched import Launched
 from shared.messages.step import RowInit, StepPlan
@@ -85,8 +88,22 @@ class Session:
             before.finish()
         return [*finished_s, time.perf_counter()]
 
-    def _launch(self, plan: StepPlan) -> Launched:
+    def _launch(self, plan: StepPlan) -> Launched | _Followed:
         launched = self._engine.launch(plan)
-        assert isinstance(launched, Launched), launched
         self._seq += 1
+        if not self._engine.is_first:
+            assert launched is None, launched
+            return _Followed(mark(torch.device("cuda", torch.cuda.current_device())))
+        assert isinstance(launched, Launched), launched
         return launched
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """A step on a rank that answers nobody."""
+
+    done: Mark
+
+    def finish(self) -> None:
+        """Wait for the device, as the first rank does."""
+        wait(self.done)

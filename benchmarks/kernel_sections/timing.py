@@ -58,7 +58,7 @@ def graph_us(launches: Sequence[Callable[[], Any]], *, calls: int = 20, replays:
     torch.cuda.synchronize()
     rounds = max(1, -(-calls // len(launches)))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         for _ in range(rounds):
             for launch in launches:
                 launch()

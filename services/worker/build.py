@@ -15,7 +15,7 @@ from services.worker import memory
 from services.worker.activations import activation_bytes
 from services.worker.attention.backend import AttentionBackend, choose_backend, make_backend
 from services.worker.attention.flashinfer_modules import built_modules, find_nvcc, load_modules, modules_needed
-from services.worker.config import WorkerConfig
+from services.worker.config import START_TIMEOUT_S, WorkerConfig
 from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
 from services.worker.kv_pool import KvPool
@@ -25,7 +25,7 @@ from services.worker.models.ops import LayerOps, layer_ops
 from services.worker.models.registry import Model, attention_windows, build_model
 from services.worker.rows import Rows
 from services.worker.sampling.sampler import make_sampler
-from services.worker.tensor_parallel import Communicator, Shard, join_group, shard_model
+from services.worker.tensor_parallel import Alone, Communicator, Shard, shard_model
 from shared.errors import ConfigError
 from shared.log import Log
 from shared.model_config import ModelConfig, load_model_config
@@ -51,7 +51,7 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     Raises:
         ConfigError: flags, files or devices do not fit together.
     """
-    device = _device(config.device)
+    device = _device(config)
     torch.set_num_threads(config.num_threads or _auto_threads(config.tp_size))
     model_config = load_model_config(config.model_path, config.context_length)
     shard = shard_model(model_config, config.tp_size, config.tp_rank)
@@ -66,8 +66,9 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     elif config.attention_backend == config.kv_cache_dtype == "auto" and (built := built_modules(*flashinfer)):
         load_modules(built, None, log)
         backend = "flashinfer"
-    comm = join_group(config.dist_init_addr, config.tp_rank, config.tp_size)
-    model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device)
+    comm = _join(config, device, log)
+    model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device, log)
+    comm.wait_for_all(START_TIMEOUT_S)
     max_rows = config.max_running_requests or (GPU_ROWS if device.type == "cuda" else CPU_ROWS)
     prefill_tokens = config.max_prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS)
     activations = activation_bytes(
@@ -92,7 +93,7 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         num_pages=pool.num_pages, max_rows=max_rows, context_length=model_config.context_length,
         vocab_size=model_config.vocab_size, prefill_tokens=prefill_tokens, mask_slots=mask_slots,
     )  # fmt: skip
-    programs = _programs(model, attention, rows, prefill_tokens)
+    programs = _programs(model, attention, rows, prefill_tokens, comm)
     engine = Engine(
         spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
         # Padding would go to experts too, and read more weights than fuller products save.
@@ -100,15 +101,31 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     )  # fmt: skip
     if backend == "numba":
         _say_if_compiling(log)
-    engine.warm_up()
-    if programs is not None and device.type == "cuda" and comm.size == 1 and not config.disable_cuda_graph:
-        for program in programs:
+    started_s = time.perf_counter()
+    engine.warm_up(thorough=device.type == "cuda")
+    log.info("warmed up", seconds=time.perf_counter() - started_s)
+    if programs is not None and device.type == "cuda" and not config.disable_cuda_graph:
+        for program in programs:  # every rank the same sizes in the same order: the sums are among what is captured
             _capture(program, device, log)
     return engine
 
 
+def _join(config: WorkerConfig, device: torch.device, log: Log) -> Communicator:
+    """The communicator of this rank."""
+    address, rank, size = config.dist_init_addr, config.tp_rank, config.tp_size
+    if size == 1:
+        return Alone()
+    if device.type == "cpu":
+        from services.worker.gloo_group import GlooGroup
+
+        return GlooGroup(address, rank, size)
+    from services.worker.nccl_group import NcclGroup
+
+    return NcclGroup(address, rank, size, device, log)
+
+
 def _programs(
-    model: Model, attention: AttentionBackend, rows: Rows, prefill_tokens: int
+    model: Model, attention: AttentionBackend, rows: Rows, prefill_tokens: int, comm: Communicator
 ) -> tuple[DecodeProgram, MixedProgram] | None:
     if attention.name not in ("triton", "flashinfer"):
         return None
@@ -120,6 +137,8 @@ def _programs(
     assert isinstance(attention, TritonAttention | FlashInferAttention)
     planner = attention if isinstance(attention, FlashInferAttention) and attention.decodes else None
     most_tokens = prefill_tokens + rows.max_rows
+    # Ranks with unequal numbers of heads would share prefixes differently, and add up batches of unequal sizes.
+    attention.share_among(min(values[0] for values in comm.all_integers([attention.most_members])))
     return DecodeProgram(model, attention, rows, planner), MixedProgram(model, attention, rows, most_tokens)
 
 
@@ -138,12 +157,31 @@ def _say_if_compiling(log: Log) -> None:
         log.info("compiling the CPU kernels, which takes 10 to 30 seconds the first time")
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+def _device(config: WorkerConfig) -> torch.device:
+    """This rank's own device, made the current one of this thread."""
+    there = torch.cuda.device_count() if config.device != "cpu" and torch.cuda.is_available() else 0
+    if config.device == "cuda" and not there:
         raise ConfigError("--device cuda: torch sees no CUDA device here")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if not there:
+        return torch.device("cpu")
+    device = torch.device("cuda", gpu_of(config, there))
+    torch.cuda.set_device(device)
+    return device
+
+
+def gpu_of(config: WorkerConfig, there: int) -> int:
+    """The number of this rank's GPU, of the `there` GPUs of this machine.
+
+    Raises:
+        ConfigError: the engine needs more than there are.
+    """
+    if config.base_gpu_id + config.tp_size > there:
+        needed = config.base_gpu_id + config.tp_size
+        raise ConfigError(
+            f"--tp-size {config.tp_size} from --base-gpu-id {config.base_gpu_id} on needs {needed} GPUs, torch sees "
+            f"{there}: use fewer ranks or engines, or --device cpu"
+        )
+    return config.base_gpu_id + config.tp_rank
 
 
 def _dtype(name: str, model_config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -176,12 +214,13 @@ def _load(
     ops: LayerOps,
     dtype: torch.dtype,
     device: torch.device,
+    log: Log,
 ) -> Model:
     model = build_model(model_config, shard, comm, ops, dtype=dtype, device=device)
     if config.load_format == "dummy":
         load_dummy(model.targets())
     else:
-        load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings)
+        load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings, log=log)
     model.finish_loading()
     return model
 

@@ -13,6 +13,10 @@ from shared.errors import ConfigError
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 AUTO_PAGE_SIZE = 16
 """Gathering 16 slots at a time is 2 to 5 times faster than single slots; larger pages waste cache at prefix ends."""
+GROUP_TIMEOUT_S = 60.0
+"""How long a rank waits for another one, or for its device, before it gives the group up."""
+START_TIMEOUT_S = 1800.0
+"""The same while weights are read and kernels compiled, which may take one rank much longer than another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class WorkerConfig:
     served_model_name: str = option("", help="name told to clients; default: the directory's name", group="model")
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", help="where the model runs", group="device")
+    base_gpu_id: int = option(0, help="the first GPU of this engine; rank r takes the r-th after it", group="device")
     num_threads: int = option(0, help="CPU threads of this rank; 0 = its share of the cores", group="device")
     attention_backend: Literal["auto", "torch", "numba", "triton", "flashinfer"] = option(
         "auto",
@@ -79,6 +84,7 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         _at_least("--tp-size", self.tp_size, 1)
+        _at_least("--base-gpu-id", self.base_gpu_id, 0)
         _at_least("--page-size", self.page_size, 1)
         _at_least("--num-threads", self.num_threads, 0)
         _at_least("--max-prefill-tokens", self.max_prefill_tokens, 0)

@@ -36,7 +36,8 @@ def mark(device: torch.device) -> Mark:
 def wait(at: Mark) -> None:
     """Return when the device has passed the mark; other threads run meanwhile."""
     if not isinstance(at, float):
-        at.synchronize()
+        with torch.cuda.device(at.device):  # a thread that chose no device would set up the first one
+            at.synchronize()
 
 
 def ms_between(first: Mark, then: Mark) -> float:

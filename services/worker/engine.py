@@ -20,6 +20,7 @@ from torch import Tensor
 from services.worker import memory
 from services.worker.attention.backend import AttentionBackend
 from services.worker.batch import Batch, build_batch
+from services.worker.config import START_TIMEOUT_S
 from services.worker.download import Mark, download, mark
 from services.worker.engine_spec import EngineSpec
 from services.worker.launched import Launched, Marks
@@ -33,15 +34,13 @@ from services.worker.sampling.logprobs import Asked
 from services.worker.sampling.masks import MaskUpdate, spread
 from services.worker.sampling.sampler import Sampled, Sampler
 from services.worker.tensor_parallel import Communicator
+from services.worker.warm_up import warm_up_plans
 from shared.errors import InvalidRequest
-from shared.messages.step import EngineFault, RowInit, StepPlan, StepResult
+from shared.messages.step import EngineFault, StepPlan, StepResult
 
 if TYPE_CHECKING:  # it needs Triton, which is not everywhere
     from services.worker.decode_program import DecodeProgram
     from services.worker.mixed_program import MixedProgram
-
-_WARM_UP = "warm-up"
-_WARM_UP_TOKENS = 32
 
 
 class Engine:
@@ -133,31 +132,17 @@ class Engine:
         self._dead = True
         return EngineFault(self.spec.engine_id, plan.session, plan.seq, "execution", message)
 
-    def warm_up(self) -> None:
-        """Run a small prompt and two decode steps, so that the first request finds everything allocated."""
-        context = self.spec.context_length
-        tokens = min(_WARM_UP_TOKENS, context - 2, self.spec.num_pages * self.spec.page_size - 2)
-        if tokens < 1:
-            return
-        pages = -(-(tokens + 2) // self.spec.page_size)
-
-        def vector(*values: int) -> np.ndarray:
-            return np.array(values, np.int32)
-
-        prompt = StepPlan(
-            self.spec.engine_id, _WARM_UP, 0, new_rows=[RowInit(0, top_p=0.9)],
-            page_rows=vector(0), page_starts=vector(1), page_lens=vector(pages), ext_rows=vector(0),
-            ext_starts=vector(0), ext_lens=vector(tokens), ext_tokens=np.zeros(tokens, np.int32),
-            ext_sample=np.ones(1, np.uint8), decode_rows=vector(),
-        )  # fmt: skip
-        self.execute(prompt)
-        for seq in (1, 2):
-            self.execute(StepPlan(self.spec.engine_id, _WARM_UP, seq, decode_rows=vector(0)))
+    def warm_up(self, *, thorough: bool = False) -> None:
+        """Run `warm_up_plans`, so that the first request finds everything there."""
+        for plan in warm_up_plans(self.spec, thorough=thorough):
+            self.comm.wait_for_all(START_TIMEOUT_S)  # only rank 0 compiles what samples
+            outcome = self.execute(plan)
+            assert not isinstance(outcome, EngineFault), outcome
         self._begin("", -1)
 
     def meet(self) -> None:
         """Return when all ranks have called this."""
-        self.comm.all_integers([0])
+        self.comm.wait_for_all(START_TIMEOUT_S)
 
     def memory_bytes(self) -> int:
         """Memory of this rank."""

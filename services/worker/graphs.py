@@ -26,10 +26,11 @@ class Graphs:
         """Capture one per size, the largest first, since they share memory; yields (how many are done, of how many)."""
         pool = torch.cuda.graph_pool_handle()
         for done, size in enumerate(sorted(sizes, reverse=True), 1):
-            self._forward(size)  # compiles kernels, chooses matrix algorithms
+            self._forward(size)  # compiles kernels, chooses matrix algorithms, connects ranks
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # Other threads (NCCL's watchdog, who waits for results) go on asking for events meanwhile.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 out = self._forward(size)
             self._captured[size] = graph, out
             yield done, len(sizes)

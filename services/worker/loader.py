@@ -1,6 +1,6 @@
 """Fill a model's weights from safetensors files, or with random numbers.
 
-Tensors are read one by one, only the part this rank takes, straight into place. Knows names and shapes, no
+File after file, only the part this rank takes, straight into place (`weight_copies.py`). Knows names and shapes, no
 arithmetic; called by the engine's builder once.
 """
 
@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from services.worker.checkpoint_names import pieces
 from services.worker.models.weights import Target
+from services.worker.weight_copies import WeightCopies
 from shared.errors import ConfigError
+from shared.log import Log
 
 _INDEX = "model.safetensors.index.json"
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|self_attn\.masked_bias$|self_attn\.bias$")
@@ -27,38 +29,46 @@ _SHOWN = 5
 DUMMY_SCALE = 0.02
 
 
-def load_checkpoint(folder: str | Path, targets: Mapping[str, Target], *, tied: bool) -> None:
+def load_checkpoint(
+    folder: str | Path, targets: Mapping[str, Target], *, tied: bool, log: Log, num_threads: int | None = None
+) -> None:
     """Read every target from the checkpoint in `folder`.
 
     Args:
-        targets: by canonical name (`checkpoint_names.py`).
+        targets: by canonical name (`checkpoint_names.py`), all on one device.
         tied: the output head is the embedding; a copy of it in the files is skipped.
+        log: gets a line a second.
+        num_threads: that read; None = as many as pay.
 
     Raises:
         ConfigError: no files, unreadable files, or tensors that are missing, unexpected or of a wrong shape.
     """
-    loading = _Loading(targets, tied)
-    for path in weight_files(Path(folder)):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                    loading.read(key, file.get_slice(key))
-        except (SafetensorError, OSError) as fault:
-            raise ConfigError(f"{path} cannot be read: {fault}; download it again") from fault
-    loading.finish(folder)
+    device = next(iter(targets.values())).into.device
+    total_bytes = sum(target.into.nbytes for target in targets.values())
+    with WeightCopies(device, total_bytes, log, num_threads) as copies:
+        loading = _Loading(targets, copies, tied)
+        for path in weight_files(Path(folder)):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                        loading.read(key, file.get_slice(key))
+                    copies.wait()
+            except (SafetensorError, OSError) as fault:
+                raise ConfigError(f"{path} cannot be read: {fault}; download it again") from fault
+        loading.finish(folder)
 
 
 class _Loading:
     """One run of `load_checkpoint`: what is filled so far, and what does not fit."""
 
-    def __init__(self, targets: Mapping[str, Target], tied: bool) -> None:
-        self._targets, self._tied = targets, tied
+    def __init__(self, targets: Mapping[str, Target], copies: WeightCopies, tied: bool) -> None:
+        self._targets, self._copies, self._tied = targets, copies, tied
         self._seen: set[str] = set()
         self._unexpected: list[str] = []
         self._misshapen: list[str] = []
 
     def read(self, key: str, tensor: Any) -> None:
-        """Copy what this rank takes of a file's tensor, given as its lazy slice."""
+        """Begin to copy what this rank takes of a file's tensor, given as its lazy slice."""
         for piece in pieces(key, tuple(tensor.get_shape())):
             target = self._targets.get(piece.name)
             if target is None:
@@ -67,7 +77,7 @@ class _Loading:
                 continue
             self._seen.add(piece.name)
             if piece.shape == target.shape:
-                target.into.copy_(tensor[piece.index(target.take)])
+                self._copies.add(tensor, piece.index(target.take), target.into)
             else:
                 want = list(target.shape)
                 self._misshapen.append(f"{piece.name} is {list(piece.shape)}, config.json wants {want}")

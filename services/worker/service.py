@@ -7,7 +7,9 @@ the engine's plans and may report a fault.
 
 When a tensor-parallel group cannot go on (a rank died, ranks did not meet within the group's timeout, or one failed in
 the middle of a plan so that the others wait in a collective), every rank exits with status 1: gloo ends the others'
-collectives, goodbyes and silence end idle ranks. The supervisor restarts all ranks, which form a new engine.
+collectives, goodbyes and silence end idle ranks, and a rank whose device waits for one that is gone is ended when it
+has finished nothing for the group's timeout. No thread that hangs is joined (`__main__.py`). The supervisor restarts
+all ranks, which form a new engine.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.worker.config import WorkerConfig
+from services.worker.config import GROUP_TIMEOUT_S, WorkerConfig
 from services.worker.engine_spec import EngineSpec
 from services.worker.mask_inbox import MaskInbox
 from services.worker.progress import Progress
@@ -59,11 +61,16 @@ class WorkerService:
     """One rank. Lives as long as the process."""
 
     def __init__(
-        self, actor: Actor, config: WorkerConfig, build: Callable[[WorkerConfig, str, Log], EngineLike]
+        self,
+        actor: Actor,
+        config: WorkerConfig,
+        build: Callable[[WorkerConfig, str, Log], EngineLike],
+        stall_timeout_s: float = GROUP_TIMEOUT_S,
     ) -> None:
         """
         Args:
             build: makes the engine, on the device thread, from the configuration and this instance's id.
+            stall_timeout_s: a group in which no plan is finished for so long, although there are some, is broken.
         """
         self.actor = actor
         self._config, self._build = config, build
@@ -71,7 +78,12 @@ class WorkerService:
         self._results = ThreadPoolExecutor(max_workers=1, thread_name_prefix="results")
         self._engine: EngineLike | None = None
         self._progress = Progress()
+        self._stall_timeout_s = stall_timeout_s
         self._unanswered = 0
+        self._broken = False
+        """The process is about to end."""
+        self._moved_s = 0.0
+        """When a plan was last finished, or came while there was none."""
         self._plan_came = asyncio.Event()
         registry = self.actor.registry
         self._steps = Counter("rhizome_worker_steps", "Plans executed", registry=registry)
@@ -105,6 +117,7 @@ class WorkerService:
             await self.actor.on(self.actor.subjects.engine_masks(spec.engine_id), m.StepMasks, self.engine.masks.put)
         if spec.tp_size > 1:
             await Peers(self._on_lost).attach(self.actor)
+            self.actor.spawn(self._watch_forever())
         await self.actor.bus.flush()
         await loop.run_in_executor(self._device, self.engine.meet)
         await self.actor.set_state("ready")
@@ -130,24 +143,42 @@ class WorkerService:
         self._progress.received(plan)
         if plan.seq == 0:
             self.engine.masks.begin(plan.session)
+        if not self._unanswered:
+            self._moved_s = time.monotonic()
         self._unanswered += 1
         self._plan_came.set()
         loop = asyncio.get_running_loop()
         launched = self._device.submit(self.engine.launch, plan, time.perf_counter())
+        if self.engine.spec.tp_size > 1:
+            launched.add_done_callback(lambda done: loop.call_soon_threadsafe(self._launched, plan, done))
         finished = self._results.submit(_finish, launched)
         finished.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finished, plan, done))
+
+    def _launched(self, plan: m.StepPlan, done: Future[LaunchedLike | m.EngineFault | None]) -> None:
+        """On the loop, in a group: a failure ends the process even while a step before it waits for a rank for ever."""
+        failure = done.exception()
+        if failure is not None:
+            self._failed(plan, failure)
 
     def _finished(self, plan: m.StepPlan, done: Future[m.StepResult | m.EngineFault | None]) -> None:
         """On the loop: publish what a plan came to. A failure ends the session, in a group the process."""
         self._unanswered -= 1
+        self._moved_s = time.monotonic()
         self._progress.done(plan)
         failure = done.exception()
         if failure is None:
-            outcome = done.result()
+            self.actor.spawn(self._publish(done.result(), fatal=False))
         else:
-            self.actor.log.error("plan failed", fault=failure, session=plan.session, seq=plan.seq)
-            outcome = self.engine.fail(plan, f"{type(failure).__name__}: {failure}"[:1000])
-        self.actor.spawn(self._publish(outcome, fatal=failure is not None and self.engine.spec.tp_size > 1))
+            self._failed(plan, failure)
+
+    def _failed(self, plan: m.StepPlan, failure: BaseException) -> None:
+        in_group = self.engine.spec.tp_size > 1
+        if in_group and self._broken:
+            return
+        self._broken = in_group
+        self.actor.log.error("plan failed", fault=failure, session=plan.session, seq=plan.seq)
+        outcome = self.engine.fail(plan, f"{type(failure).__name__}: {failure}"[:1000])
+        self.actor.spawn(self._publish(outcome, fatal=in_group))
 
     async def _publish(self, outcome: m.StepResult | m.EngineFault | None, *, fatal: bool) -> None:
         subjects = self.actor.subjects
@@ -172,6 +203,16 @@ class WorkerService:
         if beat.id in self.engine.spec.group and beat.id != self.actor.id and self.actor.state != "draining":
             self.actor.log.error("rank lost", rank=self.engine.spec.group.index(beat.id), lost=beat.id, reason=reason)
             self.actor.quit("its group is broken")
+
+    async def _watch_forever(self) -> None:
+        """End the process when its device, or the thread that launches, waits for a rank that will not come."""
+        while True:
+            await asyncio.sleep(min(HEARTBEAT_S, self._stall_timeout_s))
+            stalled_s = time.monotonic() - self._moved_s
+            if self._unanswered and stalled_s > self._stall_timeout_s:
+                self.actor.log.error("no plan finished", unanswered=self._unanswered, seconds=stalled_s)
+                self.actor.quit("its group is broken")
+                return
 
     async def _announce_forever(self) -> None:
         while True:

@@ -1,26 +1,18 @@
 """How the ranks of one engine share a model and talk to each other.
 
-`Communicator` is the seam: `Alone` for one rank, `GlooGroup` for CPU processes. Model code calls it without asking
-how many ranks there are; nothing here knows plans or messages.
+`Communicator` is the seam: `Alone` for one rank, `gloo_group.py` for processes on CPUs, `nccl_group.py` for GPUs. Model
+code calls it without asking how many ranks there are; nothing here knows plans or messages.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Protocol
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.model_config import ModelConfig
-
-GROUP_TIMEOUT_S = 60.0
-"""How long a rank waits in a collective for another before it gives the group up."""
-_TEXT_BYTES = 256
 
 
 class Communicator(Protocol):
@@ -44,6 +36,13 @@ class Communicator(Protocol):
     def all_texts(self, text: str) -> list[str]:
         """Every rank's text (at most 255 bytes), by rank."""
 
+    def wait_for_all(self, timeout_s: float) -> None:
+        """Return when every rank has called this. For work that takes the ranks differently long, as loading does.
+
+        Raises:
+            RuntimeError: from torch, a rank is gone or did not come.
+        """
+
 
 class Alone:
     """The only rank."""
@@ -65,61 +64,8 @@ class Alone:
     def all_texts(self, text: str) -> list[str]:
         return [text]
 
-
-class GlooGroup:
-    """Ranks on CPUs. A rank that ends breaks its connections, so the others fail at once instead of waiting."""
-
-    def __init__(self, address: str, rank: int, size: int, timeout_s: float = GROUP_TIMEOUT_S) -> None:
-        """Meet the other ranks at `address` (host:port), waiting up to `timeout_s`.
-
-        Raises:
-            ConfigError: they did not come.
-        """
-        if address.startswith(("127.", "localhost:")) and os.path.exists("/sys/class/net/lo"):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        try:
-            dist.init_process_group(
-                "gloo", init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
-            )
-        except (dist.DistError, RuntimeError, ValueError) as fault:
-            raise ConfigError(
-                f"--dist-init-addr {address}: the {size} ranks did not meet within {timeout_s:g} s: {fault}"
-            ) from fault
-        self.rank, self.size = rank, size
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        dist.all_reduce(x)
-        return x
-
-    def gather_columns(self, x: Tensor, widths: list[int]) -> Tensor | None:
-        widest = max(widths)
-        mine = torch.nn.functional.pad(x, (0, widest - x.shape[1])).contiguous()
-        parts = [torch.empty_like(mine) for _ in widths] if self.rank == 0 else None
-        dist.gather(mine, parts)
-        if parts is None:
-            return None
-        return torch.cat([p[:, :w] for p, w in zip(parts, widths, strict=True)], dim=1)
-
-    def from_first(self, x: Tensor) -> Tensor:
-        dist.broadcast(x, 0)
-        return x
-
-    def all_integers(self, values: list[int]) -> list[list[int]]:
-        mine = torch.tensor(values, dtype=torch.int64)
-        parts = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(parts, mine)
-        return [p.tolist() for p in parts]
-
-    def all_texts(self, text: str) -> list[str]:
-        raw = text.encode()
-        assert len(raw) < _TEXT_BYTES
-        rows = self.all_integers([len(raw), *raw, *bytes(_TEXT_BYTES - len(raw))])
-        return [bytes(row[1 : 1 + row[0]]).decode() for row in rows]
-
-
-def join_group(address: str, rank: int, size: int) -> Communicator:
-    """The communicator of this rank."""
-    return Alone() if size == 1 else GlooGroup(address, rank, size)
+    def wait_for_all(self, timeout_s: float) -> None:
+        pass
 
 
 def part(total: int, size: int, rank: int) -> slice:

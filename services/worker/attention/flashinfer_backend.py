@@ -98,6 +98,15 @@ class FlashInferAttention:
         """See `mixed_program.MixedAttention`."""
         return self._triton.attend_mixed(plan, slots)
 
+    @property
+    def most_members(self) -> int:
+        """See `TritonAttention`."""
+        return self._triton.most_members
+
+    def share_among(self, members: int) -> None:
+        """See `TritonAttention`."""
+        self._triton.share_among(members)
+
     def find_shared(self, rows: I64) -> SharedPrefixes | None:
         """See `decode_program.DeviceAttention`."""
         return self._triton.find_shared(rows)

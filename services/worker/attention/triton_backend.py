@@ -64,16 +64,21 @@ class TritonAttention:
             for window in set(self.windows)
         }
         self.scale = pool.head_dim**-0.5
-        self._members = max_members(num_q_heads, pool.num_kv_heads) if 0 in self.windows else 0
+        self.most_members = max_members(num_q_heads, pool.num_kv_heads) if 0 in self.windows else 0
+        """Rows that may attend a prefix together; fewer than 2 = none."""
         self.shared = shared_workspace(
             rows.max_rows, num_q_heads, pool.num_kv_heads, pool.head_dim, pool.dtype, pool.device
         )
+
+    def share_among(self, members: int) -> None:
+        """Attend prefixes together for at most so many rows."""
+        self.most_members = min(members, self.most_members)
 
     def find_shared(self, rows: I64) -> SharedPrefixes | None:
         """The prefixes that a batch of these rows had better attend together."""
         return find_shared(
             self._rows.page_table.host, rows, self._rows.lengths[rows], page_size=self.pool.page_size,
-            most_members=self._members, multiple=max(SHARED_BLOCK, self.pool.page_size),
+            most_members=self.most_members, multiple=max(SHARED_BLOCK, self.pool.page_size),
         )  # fmt: skip
 
     def prepare(self, batch: Batch) -> Attend:

@@ -58,6 +58,14 @@ def test_the_ranks_of_an_engine_are_one_unit_and_meet_at_a_new_port_each_time() 
     assert first[0].num_threads == threads_per_rank(6)
 
 
+def test_engines_take_the_gpus_one_after_the_other() -> None:
+    launch = parse(["--num-engines", "2", "--tp-size", "2", "--base-gpu-id", "1"])
+    found = {name: config_of(process) for name, process in processes(launch).items() if name.startswith("worker")}
+    assert {name: config.base_gpu_id + config.tp_rank for name, config in found.items()} == {
+        "worker-0": 1, "worker-0-rank1": 2, "worker-1": 3, "worker-1-rank1": 4,
+    }  # fmt: skip
+
+
 def test_an_engine_of_one_process_needs_no_meeting_place() -> None:
     assert config_of(processes(parse([]))["worker-0"]).dist_init_addr == ""
 

@@ -14,6 +14,8 @@ from shared import wire
 from shared.messages.step import EngineFault, StepPlan, StepResult
 
 ANSWER_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
+"""A GPU's kernels may have to be compiled first."""
 
 
 def _serve(pipe: Connection, path: str, rank: int, size: int, address: str, flags: dict[str, Any]) -> None:
@@ -51,13 +53,13 @@ class Ranks(AbstractContextManager["Ranks"]):
             theirs.close()
             self._pipes.append(mine)
             self.processes.append(process)
-        self.num_pages = [self.answer(rank) for rank in range(size)]
+        self.num_pages = [self.answer(rank, START_TIMEOUT_S) for rank in range(size)]
 
     def tell(self, rank: int, plan: StepPlan) -> None:
         self._pipes[rank].send(wire.encode(plan))
 
-    def answer(self, rank: int) -> Any:
-        assert self._pipes[rank].poll(ANSWER_TIMEOUT_S), f"rank {rank} does not answer"
+    def answer(self, rank: int, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+        assert self._pipes[rank].poll(timeout_s), f"rank {rank} does not answer"
         return self._pipes[rank].recv()
 
     def execute(self, plan: StepPlan) -> StepResult | EngineFault:
@@ -65,7 +67,7 @@ class Ranks(AbstractContextManager["Ranks"]):
         for rank in range(len(self._pipes)):
             self.tell(rank, plan)
         first, *others = [self.answer(rank) for rank in range(len(self._pipes))]
-        assert others == [None] * len(others)
+        assert others == [None] * len(others), others
         return first
 
     def tokens(self, plans: Sequence[StepPlan]) -> list[list[int]]:

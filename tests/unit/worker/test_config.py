@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from services.worker.build import gpu_of
 from services.worker.config import WorkerConfig
 from services.worker.memory import CPU_POOL_BYTES, available_bytes, pool_tokens
 from services.worker.tensor_parallel import shard_model
@@ -23,6 +24,7 @@ from shared.model_config import load_model_config
         ({"tp_size": 2}, "--dist-init-addr"),
         ({"dist_init_addr": "127.0.0.1:5"}, "--dist-init-addr"),
         ({"page_size": 0}, "--page-size"),
+        ({"base_gpu_id": -1}, "--base-gpu-id"),
         ({"mem_fraction_static": 1.5}, "--mem-fraction-static"),
         ({"mem_fraction_static": 0.5, "max_total_tokens": 4096}, "--max-total-tokens"),
         ({"max_total_tokens": 3}, "--max-total-tokens"),
@@ -35,6 +37,16 @@ from shared.model_config import load_model_config
 def test_bad_flags_are_named(flags: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         WorkerConfig(model_path="/models/x", **flags)
+
+
+def test_a_rank_takes_its_own_gpu_and_too_few_of_them_are_named() -> None:
+    def rank(tp_rank: int, base_gpu_id: int) -> WorkerConfig:
+        parallel = {"tp_size": 2, "dist_init_addr": "127.0.0.1:1"}
+        return WorkerConfig(model_path="/models/x", tp_rank=tp_rank, base_gpu_id=base_gpu_id, **parallel)  # type: ignore[arg-type]
+
+    assert [gpu_of(rank(r, base), 4) for base in (0, 2) for r in (0, 1)] == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match="--tp-size 2 from --base-gpu-id 3 on needs 5 GPUs, torch sees 4"):
+        gpu_of(rank(0, 3), 4)
 
 
 @pytest.mark.parametrize("argv", [["--dtype", "int3"], ["--attention-backend", "magic"], ["--no-such-flag"], []])

@@ -23,6 +23,7 @@ from shared.config import CommonConfig
 from shared.errors import ConfigError
 from shared.subjects import Subjects
 
+STALL_TIMEOUT_S = 0.2
 CONFIG = WorkerConfig(model_path="/models/tiny", common=CommonConfig(deployment="t"))
 SUBJECTS = Subjects("t")
 
@@ -30,18 +31,25 @@ SUBJECTS = Subjects("t")
 @dataclasses.dataclass
 class ScriptedStep:
     result: m.StepResult
+    wait: Callable[[m.StepResult], None] = lambda _: None
 
     def finish(self) -> m.StepResult:
+        self.wait(self.result)
         return self.result
 
 
 class ScriptedEngine:
-    """Answers every plan with its sequence number as a token; what `act` says comes first."""
+    """Answers every plan with its sequence number as a token; what `act` says comes first, then what `wait` says."""
 
-    def __init__(self, spec: EngineSpec, act: Callable[[m.StepPlan], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        act: Callable[[m.StepPlan], None] = lambda _: None,
+        wait: Callable[[m.StepResult], None] = lambda _: None,
+    ) -> None:
         self.spec, self.session, self.last_seq = spec, "", -1
         self.masks = MaskInbox(timeout_s=5.0)
-        self._act = act
+        self._act, self._wait = act, wait
 
     is_first = True
 
@@ -50,9 +58,10 @@ class ScriptedEngine:
         self.session, self.last_seq = plan.session, plan.seq
         if plan.masked_rows is not None:
             slots = [masks.slots for masks in self.masks.take(plan.session, plan.seq, len(plan.masked_rows))]
-            return ScriptedStep(m.StepResult(self.spec.engine_id, plan.session, plan.seq, np.concatenate(slots)))
+            masked = m.StepResult(self.spec.engine_id, plan.session, plan.seq, np.concatenate(slots))
+            return ScriptedStep(masked, self._wait)
         tokens = np.array([plan.seq], np.int32)
-        return ScriptedStep(m.StepResult(self.spec.engine_id, plan.session, plan.seq, tokens))
+        return ScriptedStep(m.StepResult(self.spec.engine_id, plan.session, plan.seq, tokens), self._wait)
 
     def fail(self, plan: m.StepPlan, message: str) -> m.EngineFault:
         return m.EngineFault(self.spec.engine_id, plan.session, plan.seq, "execution", message)
@@ -81,6 +90,10 @@ class Inbox:
         await bus.flush()
         return inbox
 
+    @property
+    def empty(self) -> bool:
+        return self._queue.empty()
+
     async def next(self, fits: Callable[[Any], bool] = lambda _: True) -> Any:
         while True:
             got = await asyncio.wait_for(self._queue.get(), 20)
@@ -89,9 +102,16 @@ class Inbox:
 
 
 def service(
-    bus: Bus, act: Callable[[m.StepPlan], None] = lambda _: None, config: WorkerConfig = CONFIG, peer: str = ""
+    bus: Bus,
+    act: Callable[[m.StepPlan], None] = lambda _: None,
+    config: WorkerConfig = CONFIG,
+    peer: str = "",
+    wait: Callable[[m.StepResult], None] = lambda _: None,
+    stall_timeout_s: float = 60.0,
+    build_first: Callable[[], None] = lambda: None,
 ) -> WorkerService:
     def build(config: WorkerConfig, instance: str, _: log.Log) -> ScriptedEngine:
+        build_first()
         return ScriptedEngine(
             EngineSpec(
                 engine_id=instance, group=[instance, *([peer] if peer else [])], model=config.model_name,
@@ -100,9 +120,11 @@ def service(
                 mask_slots=8,
             ),
             act,
+            wait,
         )  # fmt: skip
 
-    return WorkerService(Actor("worker", config.common, bus, log.setup("worker", "error")), config, build)
+    actor = Actor("worker", config.common, bus, log.setup("worker", "error"))
+    return WorkerService(actor, config, build, stall_timeout_s)
 
 
 async def serve(worker: WorkerService) -> int:
@@ -203,6 +225,61 @@ async def test_a_failed_plan_in_a_group_is_reported_and_ends_the_process_with_st
     await nats_bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 0)))
     assert (await faults.next()).message == "RuntimeError: connection closed by peer"
     assert await asyncio.wait_for(running, 20) == 1
+
+
+async def test_a_device_that_waits_for_ever_ends_the_process_of_a_group_with_status_1() -> None:
+    gate = threading.Event()
+    bus = LocalBus()
+    infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
+    worker = service(bus, config=TWO, wait=lambda _: gate.wait(60), stall_timeout_s=STALL_TIMEOUT_S)
+    running = asyncio.create_task(serve(worker))
+    engine_id = (await infos.next()).engine_id
+    await asyncio.sleep(2 * STALL_TIMEOUT_S)  # an idle group stays
+    assert not running.done()
+    await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", 0)))
+    assert await asyncio.wait_for(running, 20) == 1
+    gate.set()
+
+
+async def test_a_failed_launch_in_a_group_is_told_although_the_step_before_hangs() -> None:
+    gate = threading.Event()
+
+    def act(plan: m.StepPlan) -> None:
+        if plan.seq == 1:
+            raise RuntimeError("connection closed by peer")
+
+    bus = LocalBus()
+    infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
+    faults = await Inbox.on(bus, SUBJECTS.scheduler_fault("a.1"), m.EngineFault)
+    running = asyncio.create_task(serve(service(bus, act, TWO, wait=lambda _: gate.wait(60))))
+    engine_id = (await infos.next()).engine_id
+    for seq in (0, 1):
+        await bus.publish(SUBJECTS.engine_plan(engine_id), wire.encode(m.StepPlan(engine_id, "a.1", seq)))
+    assert (await faults.next()).seq == 1
+    assert await asyncio.wait_for(running, 20) == 1
+    gate.set()
+
+
+async def test_an_engine_is_announced_only_when_it_is_built_and_has_run() -> None:
+    """`GET /ready` is true once the scheduler knows an engine (`tests/unit/gateway`): this is the first it can hear."""
+    gate, building = threading.Event(), threading.Event()
+    bus = LocalBus()
+    infos = await Inbox.on(bus, SUBJECTS.scheduler_engines("scheduler-0"), m.EngineInfo)
+    beats = await Inbox.on(bus, SUBJECTS.heartbeat, m.Heartbeat)
+
+    def build() -> None:
+        building.set()
+        assert gate.wait(20)
+
+    worker = service(bus, build_first=build)
+    starting = asyncio.create_task(worker.start())
+    assert await asyncio.to_thread(building.wait, 20)
+    assert (await beats.next()).state == "starting"
+    assert infos.empty
+    gate.set()
+    await starting
+    assert (await infos.next()).state == "ready"
+    assert (await beats.next(lambda beat: beat.state == "ready")).service == "worker"
 
 
 async def test_the_loss_of_another_rank_ends_an_idle_process_with_status_1() -> None:
