@@ -8,7 +8,7 @@ which they reset, so a CUDA graph may replay them. Used by `nccl_group.py`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -55,7 +55,8 @@ class SymmetricMemory:
         if not nbytes:
             raise ValueError(f"not for {self._size} ranks")
         # Not `symm_mem.empty`: the buffer shall begin where its memory does, not somewhere in a pool.
-        self._buffer = symm_mem._SymmetricMemory.empty_strided_p2p((nbytes,), (1,), torch.uint8, device)
+        memory: Any = symm_mem._SymmetricMemory  # type: ignore[attr-defined]
+        self._buffer = memory.empty_strided_p2p((nbytes,), (1,), torch.uint8, device)
         self._handle = symm_mem.rendezvous(self._buffer, group)  # keeps the others' memory mapped
 
     def all_reduce(self, x: Tensor, way: Way) -> Tensor:

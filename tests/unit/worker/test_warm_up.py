@@ -16,7 +16,7 @@ from tests.unit.worker.driver import Driver, make_engine
 
 SPEC = EngineSpec(
     engine_id="w", group=["w"], model="m", tp_size=1, device="cuda", dtype="bfloat16", attention_backend="triton",
-    page_size=16, num_pages=1000, max_rows=8, context_length=4096, vocab_size=320, prefill_tokens=2048,
+    page_size=16, num_pages=1000, max_rows=8, context_length=4096, vocab_size=320, prefill_tokens=2048, mask_slots=8,
 )  # fmt: skip
 
 
