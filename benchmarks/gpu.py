@@ -18,12 +18,12 @@ from typing import Any
 from benchmarks.gpu_sections.workloads import WORKLOADS
 from benchmarks.report import Report
 
-SECTIONS = ("offline", "system", "shared", "decode", "tp")
+SECTIONS = ("offline", "gateway", "system", "shared", "decode", "tp", "soak")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS[:4]))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS[:5]))
     parser.add_argument("--shapes", nargs="+", choices=("8B", "0.6B"), default=["0.6B", "8B"], help="of decode")
     parser.add_argument("--backends", nargs="+", choices=("triton", "flashinfer", "torch"), default=["triton", "torch"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256], help="rows of a decode step")
@@ -43,6 +43,8 @@ def main() -> None:
     )
     parser.add_argument("--tp-sizes", type=int, nargs="+", default=[1, 2], help="ranks, for tp: one after the other")
     parser.add_argument("--tp-shape", choices=("8B", "0.6B"), default="8B")
+    parser.add_argument("--gateway-workloads", nargs="+", choices=WORKLOADS, default=["sharegpt-like"])
+    parser.add_argument("--soak-s", type=float, default=180.0, help="seconds of soak, which is not run by default")
     parser.add_argument("--budget-s", type=float, default=330.0, help="no decode section begins after this")
     parser.add_argument("--no-precompile", action="store_true", help="do not fill Triton's cache in parallel first")
     args = parser.parse_args()
@@ -79,6 +81,14 @@ def _measure(report: Report, args: argparse.Namespace, folder: Path, figures: di
         from benchmarks.gpu_sections import system
 
         figures["system"] = system.measure(report, folder, args.system_shape, args.depths, args.system_batches, flags)
+    if "gateway" in args.sections:
+        from benchmarks.gpu_sections import gateway
+
+        figures["gateway"] = gateway.measure(report, folder, "8B", args.gateway_workloads, flags)
+    if "soak" in args.sections:
+        from benchmarks.gpu_sections import soak
+
+        figures["soak"] = soak.measure(report, folder, args.system_shape, args.soak_s, flags)
     if "tp" in args.sections:
         from benchmarks.gpu_sections import tensor_parallel
 

@@ -242,6 +242,7 @@ def _finish(launching: Future[LaunchedLike | m.EngineFault | None]) -> m.StepRes
 
 def _shown(spec: EngineSpec) -> dict[str, Any]:
     return {
-        "model": spec.model, "device": spec.device, "dtype": spec.dtype, "tp_size": spec.tp_size,
+        "model": spec.model, "device": spec.device, "dtype": spec.dtype, "attention": spec.attention_backend,
+        "tp_size": spec.tp_size,
         "pages": spec.num_pages, "page_size": spec.page_size, "context": spec.context_length,
     }  # fmt: skip

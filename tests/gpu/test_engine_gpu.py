@@ -184,3 +184,41 @@ def test_rows_that_share_a_prefix_get_the_tokens_that_operators_give(
         runs += [driver.run(decode=list(range(count))) for _ in range(4)]
         outputs.append([run.tokens.tolist() for run in runs])
     assert outputs[0] == outputs[1]
+
+
+class Recording:
+    """A sampler that keeps the logits it was given."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._inner, self.logits = engine._sampler, torch.empty(0)
+        engine._sampler = self  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def sample(self, logits: torch.Tensor, rows: np.ndarray, at: torch.Tensor) -> Any:
+        self.logits = logits.float().cpu()
+        assert self._inner is not None
+        return self._inner.sample(logits, rows, at)
+
+
+@pytest.mark.parametrize("backend", ["triton", pytest.param("flashinfer", marks=needs_flashinfer)])
+def test_logits_of_the_8b_shape_are_those_of_fp32(backend: str, tmp_path: Path) -> None:
+    """A prompt of 700 tokens and the step after it."""
+    folder, found = write_shape("8B", tmp_path / "8B"), []
+    prompt = np.random.default_rng(1).integers(0, SHAPES["8B"]["vocab_size"], 700).tolist()
+    for name, dtype in (("torch", "float32"), (backend, "bfloat16")):
+        engine = make_engine(
+            folder, device="cuda", load_format="dummy", context_length=1024, max_total_tokens=2048,
+            attention_backend=name, dtype=dtype, disable_cuda_graph=True, max_running_requests=2,
+        )  # fmt: skip
+        recording, driver = Recording(engine), Driver(engine)
+        driver.run([Extend(0, prompt)], new=[RowInit(0, logit_bias={"7": 100.0}, temperature=0.0)])
+        first = recording.logits
+        driver.run(decode=[0])
+        found.append((first, recording.logits))
+        del engine, recording, driver
+        gc.collect()
+        torch.cuda.empty_cache()
+    for want, got in zip(*found, strict=True):
+        assert float((got - want).norm() / want.norm()) <= 2e-2

@@ -1,0 +1,1 @@
+"""What `benchmarks.structured` measures, one module each."""
