@@ -85,6 +85,7 @@ class DecodeProgram:
     def capture(self) -> Iterator[tuple[int, int]]:
         """Capture a graph per size; yields (how many are done, of how many)."""
         self._set_rows(np.zeros(0, np.int64))  # padding only: no row is changed
+        self._plan.clear()
         for size in self._sizes:
             self._plan_on_host(np.zeros(0, np.int64), size)
         of, done = len(self._sizes) + len(self._shared_sizes), 0

@@ -54,6 +54,7 @@ class MixedProgram:
 
     def capture(self) -> Iterator[tuple[int, int]]:
         """Capture a graph per size; yields (how many are done, of how many)."""
+        self._plan.clear()  # the step before may have had more tokens than the smallest size
         return self._graphs.capture(self._sizes)
 
     def fits(self, work: Work) -> bool:

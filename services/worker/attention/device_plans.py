@@ -26,6 +26,10 @@ class MixedPlan:
         self.ext_rows, self.ext_seen, self.ext_cu_q = parts[:3]
         self.decode_rows, self.decode_seen, self.decode_cu_q = parts[3:]
 
+    def clear(self) -> None:
+        """No rows: what a program of any size may read."""
+        self._all.zero_()
+
     def set(self, batch: Batch) -> None:
         """Describe a step with at most as many rows, in one copy."""
         extends, decodes = self.max_extends - len(batch.ext_rows), self.max_decodes - len(batch.decode_rows)
@@ -48,6 +52,10 @@ class SharedPlan:
         self._max_rows = max_rows
         self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         self._parts = torch.split(self._all, sizes)
+
+    def clear(self) -> None:
+        """Nothing is shared."""
+        self._all.zero_()
 
     def set(self, found: SharedPrefixes, rows: I64) -> None:
         """Describe the sharing of a batch, in one copy.
