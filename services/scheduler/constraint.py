@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from services.scheduler.grammar import Grammar, GrammarState
+from services.scheduler.grammar import Grammar
 from shared.errors import RhizomeError
 
 I32 = npt.NDArray[np.int32]
@@ -77,10 +77,6 @@ class Constraint:
             assert accepted, "a forced token is allowed"
             self.forced.append(token)
             self._filled = False
-
-    def wants_mask(self, ahead: int) -> GrammarState | None:
-        """The state, if its mask is what `allowed(ahead)` will say and is not computed yet."""
-        return None if ahead != len(self.forced) or self._filled else self._state
 
     def allowed(self, ahead: int) -> int | I32 | None:
         """What may be sampled `ahead` tokens after the known ones: one token, or a mask that is valid until the next

@@ -76,7 +76,6 @@ def masks(engine: Engine, record: InFlight) -> list[m.StepMasks]:
         return []
     wanted: list[tuple[int, int | I32 | None]] = []
     known = engine.pool.rows.out_known
-    _compute_together(engine, record)
     for masked in record.masked:
         req = masked.req
         if req.done or req.constraint is None:
@@ -92,19 +91,6 @@ def masks(engine: Engine, record: InFlight) -> list[m.StepMasks]:
         wanted.append((masked.row, None if req.done else allowed))
     record.masked.clear()
     return engine.mask_bank.message(engine.info.engine_id, engine.session, record.seq, wanted)
-
-
-def _compute_together(engine: Engine, record: InFlight) -> None:
-    """Masks of many rows on several threads, where the grammars can."""
-    known = engine.pool.rows.out_known
-    states = [
-        state
-        for masked in record.masked
-        if not masked.req.done and (constraint := masked.req.constraint) is not None
-        if (state := constraint.wants_mask(masked.number - 1 - int(known[masked.row]))) is not None
-    ]
-    if states and (pool := states[0].pool) is not None:
-        pool.compute(states)
 
 
 def _forced(engine: Engine, row: int) -> int:

@@ -71,8 +71,6 @@ class AutomatonState:
         bits[self.allowed()] = 1
         mask[:] = np.packbits(bits, bitorder="little").view(np.int32)
 
-    pool = None
-
     @property
     def ended(self) -> bool:
         return self.path[-1] < 0

@@ -8,9 +8,7 @@ Knows nothing of where grammar text comes from: `sources` makes it.
 from __future__ import annotations
 
 import functools
-import os
 import re
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from services.scheduler.grammar.budget import MaskBudget
 from services.scheduler.grammar.forced import forced_tokens
 from services.scheduler.grammar.masks import clear_bits, only_bit, set_bits
-from services.scheduler.grammar.state import GrammarOverrun, GrammarState
+from services.scheduler.grammar.state import GrammarOverrun
 from services.scheduler.grammar.vocabulary import Vocabulary
 from shared.errors import InvalidRequest
 
@@ -38,11 +36,6 @@ LIMITS = {
 
 REMEMBERED_TEXTS = 4096
 """The library asks for the tokens of a forced text with every mask that stands before one; grammars force few texts."""
-LEAST_TOGETHER = 4
-MOST_THREADS = 8
-SLOW_S, SLOW_MASK_S = 0.010, 0.001
-"""A batch of masks that takes longer than this, and this for each, holds one that is out of the ordinary."""
-ONE_BY_ONE_STEPS = 50
 
 
 class Engine:
@@ -57,8 +50,6 @@ class Engine:
         named = vocabulary.special_ids
         self.known = [bool(data) or i in named for i, data in enumerate(vocabulary.token_bytes)]
         self.limits: Any = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
-        threads = mask_threads()
-        self.pool = Pool(self.words, threads) if threads > 1 else None
 
     def build(self, source: str, param: str) -> LlguidanceGrammar:
         """Build and try a grammar. Bounded by `LIMITS`; releases the interpreter lock.
@@ -104,20 +95,15 @@ class LlguidanceGrammar:
 class _State:
     """See `state.GrammarState`. The library's own end token (id V) is never shown to anybody."""
 
-    __slots__ = ("_budget", "_engine", "_is_ready", "_stop_ids", "_stops_taken", "_words", "matcher")
+    __slots__ = ("_budget", "_engine", "_matcher", "_stop_ids", "_stops_taken", "_words")
 
     def __init__(self, grammar: LlguidanceGrammar, stop_ids: frozenset[int]) -> None:
         self._engine = grammar.engine
-        self.matcher = grammar.matcher.deep_copy()
-        self._is_ready = False
+        self._matcher = grammar.matcher.deep_copy()
         self._stop_ids = stop_ids
         self._stops_taken = 0
         self._words = np.zeros(self._engine.words, np.int32)
         self._budget = MaskBudget()
-
-    @property
-    def pool(self) -> Pool | None:
-        return self._engine.pool
 
     @property
     def ended(self) -> bool:
@@ -125,29 +111,29 @@ class _State:
 
     @property
     def complete(self) -> bool:
-        return bool(self.matcher.is_accepting()) and not self.matcher.is_error()
+        return bool(self._matcher.is_accepting()) and not self._matcher.is_error()
 
     @property
     def exhausted(self) -> bool:
-        return bool(self.matcher.is_stopped()) and self.complete
+        return bool(self._matcher.is_stopped()) and self.complete
 
     def accept(self, token_id: int) -> bool:
         if self._stops_taken:
             return False
-        self._is_ready = False
         if token_id in self._stop_ids:
             self._stops_taken = int(self.complete)
             return self._stops_taken > 0
         known = self._engine.known
-        return 0 <= token_id < len(known) and known[token_id] and bool(self.matcher.try_consume_tokens([token_id]) == 1)
+        return (
+            0 <= token_id < len(known) and known[token_id] and bool(self._matcher.try_consume_tokens([token_id]) == 1)
+        )
 
     def rollback(self, count: int) -> None:
-        self._is_ready = False
         stops = min(count, self._stops_taken)
         self._stops_taken -= stops
         if count > stops:
-            done = self.matcher.rollback(count - stops)
-            assert done, f"cannot take {count} tokens back: {self.matcher.get_error()}"
+            done = self._matcher.rollback(count - stops)
+            assert done, f"cannot take {count} tokens back: {self._matcher.get_error()}"
 
     def fill(self, mask: NDArray[np.int32]) -> None:
         assert not self._stops_taken, "nothing may follow a stop token"
@@ -159,20 +145,13 @@ class _State:
     def _compute(self) -> NDArray[np.int32]:
         """The mask in [ceil((V + 1) / 32)] words, stop ids as they should be."""
         self._budget.begin()
-        if not self._is_ready:
-            self.matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
-        self._is_ready = False
-        if self.matcher.is_error():
-            raise GrammarOverrun(f"the grammar is too expensive to follow: {_reason(self.matcher)}")
+        self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        if self._matcher.is_error():
+            raise GrammarOverrun(f"the grammar is too expensive to follow: {_reason(self._matcher)}")
         self._budget.end()
         clear_bits(self._words, (self._engine.vocabulary.size,))
         (set_bits if self.complete else clear_bits)(self._words, self._stop_ids)
         return self._words
-
-    def take(self, words: NDArray[np.int32]) -> None:
-        """The pool has computed the mask."""
-        self._words[:] = words
-        self._is_ready = True
 
     def only_token(self) -> int | None:
         try:
@@ -181,48 +160,10 @@ class _State:
             return None
 
     def forced_text(self) -> bytes:
-        return bytes(self.matcher.compute_ff_bytes())
+        return bytes(self._matcher.compute_ff_bytes())
 
     def forced(self, context: Sequence[int], limit: int) -> list[int]:
         return forced_tokens(self, self._engine.vocabulary, self._stop_ids, context, limit)
-
-
-class Pool:
-    """See `state.MaskPool`.
-
-    What a single request takes cannot be told in it: after a slow batch, masks are computed one by one for a while, so
-    that the request that is to blame uses up its own budget.
-    """
-
-    def __init__(self, words: int, threads: int) -> None:
-        from llguidance import LLExecutor
-
-        self._executor: Any = LLExecutor(threads)
-        self._out = np.zeros((0, words), np.int32)
-        self._one_by_one = 0
-
-    def compute(self, states: Sequence[GrammarState]) -> None:
-        if self._one_by_one:
-            self._one_by_one -= 1
-            return
-        mine = [state for state in states if isinstance(state, _State)]
-        if len(mine) < LEAST_TOGETHER:
-            return
-        if len(self._out) < len(mine):
-            self._out = np.zeros((2 * len(mine), self._out.shape[1]), np.int32)
-        out, started_s = self._out, time.perf_counter()
-        matchers = [(state.matcher, i) for i, state in enumerate(mine)]
-        self._executor.unsafe_compute_mask_ptr(matchers, out.ctypes.data, out.shape[1] * 4, len(out))
-        for state, words in zip(mine, out, strict=False):
-            state.take(words)
-        if time.perf_counter() - started_s > SLOW_S + SLOW_MASK_S * len(mine):
-            self._one_by_one = ONE_BY_ONE_STEPS
-
-
-def mask_threads() -> int:
-    """Threads for masks: most of the cores, less what the services beside need; 1 where there are few."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(1, cores // 2), MOST_THREADS)
 
 
 class _Wrapper:

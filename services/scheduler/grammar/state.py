@@ -18,14 +18,6 @@ class GrammarOverrun(InvalidRequest):
     """A grammar that compiled costs too much to follow, or came to a place without a way on. Ends its request."""
 
 
-class MaskPool(Protocol):
-    """Computes the masks of many requests at the same time, on several threads."""
-
-    def compute(self, states: Sequence[GrammarState]) -> None:
-        """Have masks ready for the next `fill` of these states, none of which has ended. Says nothing of failures."""
-        ...
-
-
 class GrammarState(Protocol):
     """Where one request is in its grammar. Belongs to the event loop; never shared, never used in two threads."""
 
@@ -50,11 +42,6 @@ class GrammarState(Protocol):
             GrammarOverrun: the engine's limits or the request's time budget are used up, or nothing is allowed. The
                 state is of no use afterwards.
         """
-        ...
-
-    @property
-    def pool(self) -> MaskPool | None:
-        """What can compute this state's mask beside others'; None: only `fill` can."""
         ...
 
     @property

@@ -102,10 +102,6 @@ class _State:
         self._budget = MaskBudget()
 
     @property
-    def pool(self) -> None:
-        return None
-
-    @property
     def ended(self) -> bool:
         return self._stops_taken > 0
 

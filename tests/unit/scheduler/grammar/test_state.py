@@ -9,7 +9,7 @@ import pytest
 from llguidance import LLMatcher
 
 from services.scheduler.grammar import budget
-from services.scheduler.grammar.llguidance_backend import LIMITS, Engine, Pool
+from services.scheduler.grammar.llguidance_backend import LIMITS, Engine
 from services.scheduler.grammar.masks import allowed_ids, clear_bits, only_bit, set_bits
 from services.scheduler.grammar.state import GrammarOverrun
 from tests.unit.scheduler.grammar.random_schemas import random_schema
@@ -156,19 +156,3 @@ def test_bits() -> None:
     assert only_bit(words) == 31
     clear_bits(words, (31,))
     assert only_bit(words) is None
-
-
-def test_masks_of_many_states_at_once_are_those_of_each() -> None:
-    """Also where a state moves on before its mask is asked for."""
-    grammar, texts = of_regex("[a-c]{2}(x|yz)+[0-9]{1,3}"), ["", "a", "ab", "abx", "abxyz", "abx1", "cayzyz12"]
-    states = [grammar.start(STOPS) for _ in texts]
-    assert all(follow(state, text) for state, text in zip(states, texts, strict=True))
-    want = [mask_of(state).tolist() for state in states]
-    moved, after = grammar.start(STOPS), grammar.start(STOPS)
-    pool = Pool((vocabulary().size + 32) // 32, 2)
-    pool.compute([*states, moved])
-    assert all(state._is_ready for state in states)
-    assert follow(moved, "ab")
-    assert follow(after, "ab")
-    assert mask_of(moved).tolist() == mask_of(after).tolist()
-    assert [mask_of(state).tolist() for state in states] == want
