@@ -121,5 +121,3 @@ def _progress_bar(total: int) -> Any:
     except ImportError as fault:
         raise LanguageError("progress_bar needs tqdm: pip install tqdm") from fault
     return tqdm.tqdm(total=total)
-
-

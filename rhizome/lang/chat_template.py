@@ -40,7 +40,9 @@ class ChatTemplate:
         return (prefix if messages else self.first_prefix + prefix), suffix
 
 
-def _same(before: str, after: str, roles: Sequence[str] = ("system", "user", "assistant")) -> dict[str, tuple[str, str]]:
+def _same(
+    before: str, after: str, roles: Sequence[str] = ("system", "user", "assistant")
+) -> dict[str, tuple[str, str]]:
     return {role: (before.format(role=role), after) for role in roles}
 
 
@@ -50,7 +52,8 @@ _DEEPSEEK = {"system": ("", ""), "user": ("<｜User｜>", ""), "assistant": ("<�
 TEMPLATES = {
     t.name: t
     for t in (
-        ChatTemplate("default", {"system": ("SYSTEM:", "\n"), "user": ("USER:", "\n"), "assistant": ("ASSISTANT:", "\n")}),
+        ChatTemplate("default", {"system": ("SYSTEM:", "\n"), "user": ("USER:", "\n"),
+                                 "assistant": ("ASSISTANT:", "\n")}),
         ChatTemplate("messages"),
         ChatTemplate("chatml", _CHATML, stop_str=("<|im_end|>",)),
         ChatTemplate("qwen", _CHATML, "You are a helpful assistant.", ("<|im_end|>",)),

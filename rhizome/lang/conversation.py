@@ -43,7 +43,11 @@ class Conversation:
         """An independent continuation from here."""
         other = Conversation(self.template)
         other.text, other.messages, other.role = self.text, list(self.messages), self.role
-        other.images, other._turn_begin, other._turn_images = list(self.images), self._turn_begin, list(self._turn_images)
+        other.images, other._turn_begin, other._turn_images = (
+            list(self.images),
+            self._turn_begin,
+            list(self._turn_images),
+        )
         return other
 
     @property

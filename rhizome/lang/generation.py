@@ -15,7 +15,7 @@ from rhizome.lang.errors import LanguageError, SpeculationMismatch, Unsupported
 from rhizome.lang.reasoning import ReasoningSplitter, held_back
 from rhizome.lang.sampling import SamplingParams
 from rhizome.lang.slots import Slot
-from rhizome.lang.speculation import Piece, ahead, applies, first_stop, token_lengths
+from rhizome.lang.speculation import Piece, ahead, applies, first_stop
 
 if TYPE_CHECKING:
     from rhizome.lang.executor import Executor
@@ -192,9 +192,7 @@ async def _ask_turn(
     return None, reason, tries
 
 
-def _write_turn(
-    ex: Executor, turn: turn_pattern.TurnPattern, matched: turn_pattern.Matched, began_s: float
-) -> None:
+def _write_turn(ex: Executor, turn: turn_pattern.TurnPattern, matched: turn_pattern.Matched, began_s: float) -> None:
     terms, pieces = turn.terms, iter(matched.pieces)
     turn.terms, turn.begun = [], True
     turn.surplus, turn.tokens_left = matched.rest, matched.tokens_left

@@ -199,8 +199,7 @@ def flatten(expr: Appendable) -> Iterator[Expr]:
 
 def reasoning_split(exprs: Sequence[Appendable], model_type: str) -> ExprList:
     """The same expressions with every `Gen` separating its thoughts."""
-    out: list[Expr] = []
-    for expr in exprs:
-        for leaf in flatten(expr):
-            out.append(Gen(leaf.name, leaf.params, model_type, leaf.line) if isinstance(leaf, Gen) else leaf)
-    return ExprList(out)
+    leaves = [leaf for expr in exprs for leaf in flatten(expr)]
+    return ExprList(
+        [Gen(leaf.name, leaf.params, model_type, leaf.line) if isinstance(leaf, Gen) else leaf for leaf in leaves]
+    )

@@ -241,7 +241,10 @@ class Function:
         """The program's own arguments, and sampling parameters."""
         if len(args) > len(self.arg_names):
             raise LanguageError(f"{self.func.__name__} takes {len(self.arg_names)} arguments, got {len(args)}")
-        own = {**dict(zip(self.arg_names, args, strict=False)), **{k: v for k, v in kwargs.items() if k in self.arg_names}}
+        own = {
+            **dict(zip(self.arg_names, args, strict=False)),
+            **{k: v for k, v in kwargs.items() if k in self.arg_names},
+        }
         params = self._params({k: v for k, v in kwargs.items() if k not in self.arg_names})
         return {**own, **self.bind_arguments}, params
 
@@ -314,5 +317,3 @@ def _threads() -> ThreadPoolExecutor:
 def _in_context(call: Callable[[], Any]) -> Callable[[], Any]:
     """The call with this thread's context variables."""
     return functools.partial(contextvars.copy_context().run, call)
-
-

@@ -40,7 +40,11 @@ async def probe_template(render: Render, name: str) -> ChatTemplate | None:
         return None
     system_after = rest[: len(rest) - len(alone) + len(first)]
     default: str | None = None
-    if first.startswith(system_before) and first.endswith(system_after) and len(first) > len(system_before + system_after):
+    if (
+        first.startswith(system_before)
+        and first.endswith(system_after)
+        and len(first) > len(system_before + system_after)
+    ):
         default = first[len(system_before) : len(first) - len(system_after)]
         first = ""  # with a default system text the first turn is always the system's
     elif system_before.startswith(first):

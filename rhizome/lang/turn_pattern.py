@@ -129,7 +129,9 @@ def _gen_end(
         return None, "", None
     if limit is not None:
         return limit, "length", None
-    return (len(text), "stop" if whole else "length", None) if whole or not params.stops else (len(text), "length", None)
+    return (
+        (len(text), "stop" if whole else "length", None) if whole or not params.stops else (len(text), "length", None)
+    )
 
 
 def _token_ends(answer: Completion, lengths: list[int] | None) -> list[int]:

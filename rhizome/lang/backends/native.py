@@ -88,7 +88,11 @@ class NativeBackend(Backend):
                 tokens = whole.tokens[told:] if whole.tokens is not None else None
                 ended = whole.meta.get("finish_reason") is not None
                 yield Delta(
-                    whole.text[seen:], whole.meta, whole.usage if ended else None, whole.finish if ended else None, tokens
+                    whole.text[seen:],
+                    whole.meta,
+                    whole.usage if ended else None,
+                    whole.finish if ended else None,
+                    tokens,
                 )
                 seen, told = len(whole.text), told + len(tokens or ())
 
