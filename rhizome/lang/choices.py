@@ -28,9 +28,9 @@ class ChoicesDecision:
 class Scores:
     """What a backend measured: per choice its tokens after the prompt, and the same without the prompt."""
 
-    choices: list[str]
-    input_token_logprobs: list[Entries]
-    unconditional_token_logprobs: list[Entries] | None = None
+    choices: Sequence[str]
+    input_token_logprobs: Sequence[Entries]
+    unconditional_token_logprobs: Sequence[Entries] | None = None
 
     def normalized(self) -> list[float]:
         """Mean log probability per token of each choice; the first token of all has none and is left out."""

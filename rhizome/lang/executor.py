@@ -117,7 +117,11 @@ class Executor:
 
     # on the loop
     def _spawn_gather(self, slot: Slot, sources: list[Slot]) -> None:
-        self.run.spawn(_gather(slot, sources))
+        task = self.run.spawn(_gather(slot, sources))
+        task.add_done_callback(lambda _: None if slot.done else slot.fail(self._cancelled(slot)))
+
+    def _cancelled(self, slot: Slot) -> ProgramError:
+        return ProgramError(f"join of {slot.name!r}", slot.line, self.branch, ProgramCancelled())
 
     def flush(self) -> None:
         """Compute what is held back for speculation."""
@@ -154,6 +158,8 @@ class Executor:
                 try:
                     if not self._do_now(op):
                         self._task = self.run.spawn(self._drain())
+                        # Not in a `finally` of the task: one that is cancelled before it starts has none.
+                        self._task.add_done_callback(self._drain_ended)
                         return
                 except LanguageError as fault:
                     self._fail(op, fault)
@@ -163,19 +169,18 @@ class Executor:
         self._idle.fire()
 
     async def _drain(self) -> None:
-        try:
-            while self._queue:
-                op = self._current = self._queue.popleft()
-                if self.error is None:
-                    await self._attempt(op)
-                if self.error is not None:
-                    self._give_up(op)
-                self._current = None
-        finally:
-            self._task = None
+        while self._queue:
+            op = self._current = self._queue.popleft()
+            if self.error is None:
+                await self._attempt(op)
+            if self.error is not None:
+                self._give_up(op)
             self._current = None
-            self.changed.fire()
-            self._idle.fire()
+
+    def _drain_ended(self, _: asyncio.Task[None]) -> None:
+        self._task = self._current = None
+        self._step()
+        self.changed.fire()
 
     async def _attempt(self, op: Op) -> None:
         try:
@@ -351,9 +356,6 @@ async def _gather(slot: Slot, sources: list[Slot]) -> None:
     except ProgramError as fault:
         slot.fail(fault)
         return
-    except asyncio.CancelledError:
-        slot.fail(ProgramError(f"join of {slot.name!r}", slot.line, (), ProgramCancelled()))
-        raise
     slot.resolve(values, {"branches": metas})
 
 

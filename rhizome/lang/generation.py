@@ -58,7 +58,8 @@ async def _generate(ex: Executor, params: SamplingParams, sink: _Sink) -> None:
 async def _generate_streamed(ex: Executor, params: SamplingParams, sink: _Sink) -> None:
     """In pieces: for readers of a stream, and to stop at a regular expression."""
     patterns = [re.compile(p) for p in params.stop_regex or ()]
-    text, meta, usage = "", {}, Usage()
+    text, usage = "", Usage()
+    meta: dict[str, Any] = {}
     async with aclosing(ex.run.backend.stream(ex.convo.prompt(), params)) as deltas:  # type: ignore[type-var]
         async for delta in deltas:
             text += delta.text
@@ -94,7 +95,8 @@ async def _stream_ahead(ex: Executor, params: SamplingParams, asked: SamplingPar
     """The whole answer; what certainly belongs to the generation is passed on as it comes."""
     text, shown = "", 0
     tokens: list[str] | None = []
-    meta, usage, finish = {}, Usage(), "stop"
+    meta: dict[str, Any] = {}
+    usage, finish = Usage(), "stop"
     async with aclosing(ex.run.backend.stream(ex.convo.prompt(), asked, with_tokens=True)) as deltas:  # type: ignore[type-var]
         async for delta in deltas:
             text += delta.text

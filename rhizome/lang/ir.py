@@ -158,14 +158,24 @@ class Flush(Expr):
 
 @dataclass(eq=False)
 class Argument(Expr):
-    """A program's argument while its constant prefix is traced; `stop` ends a trace that depends on its value."""
+    """A placeholder for an argument or a variable while a program is traced.
+
+    What depends on its value ends the trace. Where `shown`, its text is its name in braces instead.
+    """
 
     name: str
+    shown: bool = False
 
     def _unknown(self, *_: Any) -> NoReturn:
         raise StopTracing(self.name)
 
-    __bool__ = __str__ = __format__ = __len__ = __iter__ = __getitem__ = __contains__ = __int__ = __float__ = _unknown
+    def __str__(self) -> str:
+        return f"{{{self.name}}}" if self.shown else self._unknown()
+
+    def __format__(self, _: str) -> str:
+        return str(self)
+
+    __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __int__ = __float__ = _unknown
     __eq__ = __ne__ = __lt__ = __gt__ = __le__ = __ge__ = __sub__ = __mul__ = __truediv__ = __call__ = _unknown
     __hash__ = object.__hash__
 

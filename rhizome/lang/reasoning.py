@@ -46,7 +46,7 @@ class ReasoningSplitter:
     def __init__(self, name: str) -> None:
         self._format = reasoning_format(name)
         self._inside = self._format.implied
-        self._started = self._after_end = False
+        self._started = self._after_tag = False
         self._held = ""
 
     def feed(self, piece: str) -> tuple[str, str]:
@@ -56,17 +56,17 @@ class ReasoningSplitter:
         while self._held:
             if not self._started and not self._begin():
                 break
-            if self._after_end:
+            if self._after_tag:
                 self._held = self._held.lstrip("\n")
                 if not self._held:
                     break
-                self._after_end = False
+                self._after_tag = False
             if not self._inside:
                 answer, self._held = answer + self._held, ""
                 break
             before, tag, after = self._held.partition(self._format.end)
             if tag:
-                self._inside, self._after_end, self._held = False, True, after
+                self._inside, self._after_tag, self._held = False, True, after
                 thoughts += before
                 continue
             keep = held_back(self._held, self._format.end)
@@ -84,7 +84,7 @@ class ReasoningSplitter:
         """Whether it is decided if the text opens with thoughts; takes the opening tag away."""
         begin, text = self._format.begin, self._held.lstrip()
         if text.startswith(begin):
-            self._inside, self._held = True, text[len(begin) :].lstrip("\n")
+            self._inside, self._after_tag, self._held = True, True, text[len(begin) :]
         elif begin.startswith(text):
             return False
         self._started = True

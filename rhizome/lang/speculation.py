@@ -2,8 +2,9 @@
 
 A generation is asked for without its stop string and for more tokens than it needs. What comes after the stop is kept.
 When the program appends the very text that the guess begins with, and then generates with the same distribution, the
-answer is there already. Everything else drops the guess, and its tokens count as wasted. At temperature 0 the program's
-text is what it would be without; at others each piece is a sample of the same distribution, as one call made it.
+answer is there already. Everything else drops the guess, and its tokens count as wasted. So does a text that ends inside
+a token of the guess: a call would see other tokens there. At temperature 0 the program's text is then what it would be
+without; at others each piece is a sample of the same distribution, as one call made it.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Surplus:
         exact = token_lengths(completion)
         self.estimated = exact is None
         self._lengths = exact if exact is not None else _spread(self.text, completion.usage.completion_tokens)
+        self._inside_token = False
 
     @property
     def tokens(self) -> int:
@@ -78,6 +80,8 @@ class Surplus:
         """The program generates: its text when the guess decides it, else None."""
         if params.distribution() != self._distribution or not (self.text or self._ended):
             return None
+        if self._inside_token and not self.estimated:
+            return None  # a call would cut the prompt into other tokens here, and might go on otherwise
         reach = sum(self._lengths[: params.limit])
         stop, at = first_stop(self.text, params.stops)
         if stop is not None and at < reach:
@@ -98,8 +102,10 @@ class Surplus:
         while size and self._lengths:
             if self._lengths[0] > size:
                 self._lengths[0] -= size  # the rest of a token counts as one
-                break
+                self._inside_token = True
+                return
             size -= self._lengths.pop(0)
+            self._inside_token = False
 
 
 def first_stop(text: str, stops: tuple[str, ...]) -> tuple[str | None, int]:
@@ -115,7 +121,8 @@ def token_lengths(completion: Completion) -> list[int] | None:
     """Characters of each token of the text; None when the server did not tell them or they do not add up."""
     if completion.tokens is None:
         return None
-    lengths, left = [], completion.text
+    lengths: list[int] = []
+    left = completion.text
     for token in completion.tokens:
         if not left.startswith(token):
             # A character of several tokens is spelled as U+FFFD in each: they share one place.

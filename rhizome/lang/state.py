@@ -307,9 +307,7 @@ class ProgramStateGroup(Generic[StateT]):
         """Append to every branch: the same, what a function of its index gives, or an item of a list."""
         for i, state in enumerate(self.states):
             if isinstance(other, str | ir.Expr):
-                state += other
-            elif callable(other):
-                state += other(i)
+                state._executor.submit(other)
             else:
-                state += other[i]
+                state._executor.submit(other(i) if callable(other) else other[i])
         return self

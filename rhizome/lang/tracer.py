@@ -93,7 +93,7 @@ class TracerState:
 
     def __getitem__(self, name: str) -> ir.Expr:
         """A placeholder for a variable's value: good for appending, not for deciding."""
-        return ir.Argument(name)
+        return ir.Argument(name, shown=not self._prefix_only)
 
     get_var = var = __getitem__
 
@@ -123,7 +123,7 @@ def constant_prefix(program: Function, template: ChatTemplate) -> str:
     """The text that every run of the program begins with; bound arguments count as constant."""
     state = TracerState(template, prefix_only=True)
     try:
-        _call(program, state, {**_placeholders(program), **program.bind_arguments})
+        _call(program, state, {**_placeholders(program, shown=False), **program.bind_arguments})
     except _PLACEHOLDER_FAULTS:
         pass  # as far as it goes
     except LanguageError:
@@ -138,12 +138,12 @@ def trace_program(program: Function, template: ChatTemplate, arguments: Mapping[
         StopTracing: its control flow depends on a value; give that argument.
     """
     state = TracerState(template, prefix_only=False)
-    state.ret_value = _call(program, state, {**_placeholders(program), **arguments, **program.bind_arguments})
+    state.ret_value = _call(program, state, {**_placeholders(program, shown=True), **arguments, **program.bind_arguments})
     return state
 
 
-def _placeholders(program: Function) -> dict[str, Any]:
-    return {name: ir.Argument(name) for name in program.arg_names}
+def _placeholders(program: Function, *, shown: bool) -> dict[str, Any]:
+    return {name: ir.Argument(name, shown) for name in program.arg_names}
 
 
 def _call(program: Function, state: TracerState, arguments: dict[str, Any]) -> Any:
