@@ -2,9 +2,9 @@
 
 A generation is asked for without its stop string and for more tokens than it needs. What comes after the stop is kept.
 When the program appends the very text that the guess begins with, and then generates with the same distribution, the
-answer is there already. Everything else drops the guess, and its tokens count as wasted. So does a text that ends inside
-a token of the guess: a call would see other tokens there. At temperature 0 the program's text is then what it would be
-without; at others each piece is a sample of the same distribution, as one call made it.
+answer is there already. Everything else drops the guess, and its tokens count as wasted. So does a text that ends
+inside a token of the guess: a call would see other tokens there. At temperature 0 the program's text is then what it
+would be without; at others each piece is a sample of the same distribution, as one call made it.
 """
 
 from __future__ import annotations

@@ -138,7 +138,9 @@ def trace_program(program: Function, template: ChatTemplate, arguments: Mapping[
         StopTracing: its control flow depends on a value; give that argument.
     """
     state = TracerState(template, prefix_only=False)
-    state.ret_value = _call(program, state, {**_placeholders(program, shown=True), **arguments, **program.bind_arguments})
+    state.ret_value = _call(
+        program, state, {**_placeholders(program, shown=True), **arguments, **program.bind_arguments}
+    )
     return state
 
 

@@ -49,8 +49,8 @@ async def test_a_prefix_is_computed_without_generating(gw: Deployment) -> None:
 
 async def test_choices_are_scored_as_a_batch_with_texts_in_the_logprobs(gw: Deployment) -> None:
     body = {
-        "text": ["Once a", "Once b"], "sampling_params": {"max_new_tokens": 0, "temperature": 0}, "return_logprob": True,
-        "return_text_in_logprobs": True, "logprob_start_len": 5,
+        "text": ["Once a", "Once b"], "sampling_params": {"max_new_tokens": 0, "temperature": 0},
+        "return_logprob": True, "return_text_in_logprobs": True, "logprob_start_len": 5,
     }  # fmt: skip
     status, answers = await gw.post("/generate", body)
     assert (status, len(answers)) == (200, 2)
@@ -58,4 +58,3 @@ async def test_choices_are_scored_as_a_batch_with_texts_in_the_logprobs(gw: Depl
         assert isinstance(answer["meta_info"]["input_token_logprobs"], list)
         assert isinstance(answer["meta_info"]["output_token_logprobs"], list)
     assert [r.logprob_start_len for r in gw.tokenizer.requests[-2:]] == [5, 5]
-

@@ -17,6 +17,7 @@ from rhizome.lang.chat_template import ChatTemplate, get_chat_template
 from rhizome.lang.choices import ChoicesDecision, ChoicesSamplingMethod, Scores
 from rhizome.lang.conversation import Prompt
 from rhizome.lang.errors import BackendError
+from rhizome.lang.loops import Signal
 from rhizome.lang.sampling import SamplingParams
 from rhizome.lang.speculation import first_stop
 
@@ -65,6 +66,7 @@ class FakeBackend(Backend):
         self._template = get_chat_template(chat_template or ("messages" if chat else "default"))
         self._tells_tokens = tells_tokens
         self._next = 0
+        self._changed = Signal()
 
     @property
     def prefixes(self) -> list[str]:
@@ -73,6 +75,11 @@ class FakeBackend(Backend):
 
     def count(self, kind: str = "generate") -> int:
         return sum(call.kind == kind for call in self.calls)
+
+    async def until_running(self, count: int) -> None:
+        """Return when so many calls wait for their answer; on the loop that they run on."""
+        while self.running != count:
+            await self._changed.wait()
 
     async def chat_template(self) -> ChatTemplate:
         return self._template
@@ -118,6 +125,7 @@ class FakeBackend(Backend):
     async def _wait(self) -> None:
         self.running += 1
         self.max_running = max(self.max_running, self.running)
+        self._changed.fire()
         try:
             await asyncio.sleep(self._latency_s)
         except asyncio.CancelledError:
@@ -125,6 +133,7 @@ class FakeBackend(Backend):
             raise
         finally:
             self.running -= 1
+            self._changed.fire()
 
     def _completion(self, prompt: Prompt, params: SamplingParams) -> Completion:
         text = self._answer(prompt, params)

@@ -61,8 +61,7 @@ async def test_using_a_variable_without_await_is_an_error_not_a_wrong_branch() -
 async def test_cancelling_the_task_stops_the_calls() -> None:
     backend = rz.FakeBackend(lambda *_: "x", latency_s=60)
     task = asyncio.create_task(tips("health", backend=backend))
-    while backend.running < 2:
-        await asyncio.sleep(0)
+    await backend.until_running(2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 import rhizome as rz
-from rhizome.lang.backends.nats import requests_of
 from rhizome.lang.backends.native import generate_body
+from rhizome.lang.backends.nats import requests_of
 from rhizome.lang.conversation import Prompt
 from rhizome.lang.sampling import SamplingParams
 
@@ -48,7 +48,12 @@ async def serving(reply: Reply) -> AsyncIterator[tuple[str, list[tuple[str, Any]
 
 
 def generation(text: str, finish: str | None = "stop") -> dict[str, Any]:
-    meta = {"prompt_tokens": 3, "completion_tokens": 2, "cached_tokens": 1, "finish_reason": finish and {"type": finish}}
+    meta = {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "cached_tokens": 1,
+        "finish_reason": finish and {"type": finish},
+    }
     return {"text": text, "meta_info": meta}
 
 
@@ -218,7 +223,7 @@ async def test_anthropic_style_messages() -> None:
 
 async def test_openai_bodies_have_the_dialects_fields() -> None:
     plain = rz.OpenAI("m", False, api_key="x")
-    with pytest.raises(rz.Unsupported, match="the OpenAI API has no regex.*dialect='rhizome'"):
+    with pytest.raises(rz.Unsupported, match=r"the OpenAI API has no regex.*dialect='rhizome'"):
         plain._body(Prompt("Q"), SamplingParams(regex="a").resolved(), False)
     own = rz.OpenAI("m", True, api_key="x", dialect="rhizome", base_url="http://h/v1")
     prompt = Prompt("", [{"role": "user", "content": "Q"}], "assistant", "A:")
@@ -232,7 +237,11 @@ async def test_openai_bodies_have_the_dialects_fields() -> None:
 
 
 def test_a_native_body_becomes_messages_to_a_tokenizer() -> None:
-    body = {"text": ["a", "b"], "return_logprob": True, "sampling_params": {"n": 2, "sampling_seed": 5, "regex": "x", "top_k": 1}}
+    body = {
+        "text": ["a", "b"],
+        "return_logprob": True,
+        "sampling_params": {"n": 2, "sampling_seed": 5, "regex": "x", "top_k": 1},
+    }
     requests, many = requests_of(body)
     assert many
     assert [(r["text"], r["sampling"]) for r in requests] == [

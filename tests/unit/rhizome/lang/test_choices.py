@@ -36,7 +36,9 @@ def test_greedy_extends_a_shorter_choice_by_its_mean() -> None:
 
 
 def test_unconditional_takes_what_the_prompt_helps_most() -> None:
-    decision = unconditional_likelihood_normalized(scores([-1.0, -1.0], [-3.0, -3.0], alone=[[None, -1.5], [None, -9.0]]))
+    decision = unconditional_likelihood_normalized(
+        scores([-1.0, -1.0], [-3.0, -3.0], alone=[[None, -1.5], [None, -9.0]])
+    )
     assert decision.decision == "b"
     assert decision.meta_info["normalized_unconditional_prompt_logprobs"] == [-0.25, 1.5]
     with pytest.raises(LanguageError, match="without the prompt"):

@@ -51,7 +51,9 @@ def test_an_error_surfaces_where_it_is_read_with_the_programs_line() -> None:
 
     state = program.run(backend=backend)
     assert state.ret_value == "went on"
-    with pytest.raises(rz.ProgramError, match=r"test_execution.py:\d+ in program: gen\('answer'\) failed: no such") as e:
+    with pytest.raises(
+        rz.ProgramError, match=r"test_execution.py:\d+ in program: gen\('answer'\) failed: no such"
+    ) as e:
         state["answer"]
     assert isinstance(e.value.__cause__, rz.BackendError)
     with pytest.raises(rz.ProgramError, match=r"gen\('answer'\)"):

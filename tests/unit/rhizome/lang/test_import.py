@@ -40,4 +40,6 @@ def test_every_public_name_exists() -> None:
 def test_the_language_imports_neither_services_nor_shared() -> None:
     seen = {module.split(".")[0] for _, module in imports_of("rhizome/lang")}
     assert not seen & {"services", "shared", "tests"}
-    assert not [m for _, m in imports_of("rhizome/lang") if m.startswith("rhizome.") and not m.startswith("rhizome.lang")]
+    assert not [
+        m for _, m in imports_of("rhizome/lang") if m.startswith("rhizome.") and not m.startswith("rhizome.lang")
+    ]

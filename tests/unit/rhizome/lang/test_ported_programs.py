@@ -115,7 +115,10 @@ def test_turns_become_messages_and_marked_text() -> None:
 
 @pytest.mark.parametrize(
     ("likely", "text"),
-    [("calculator", "calculator. The math expression is 2 * 2"), ("search engine", "search engine. The key word to search is paris")],
+    [
+        ("calculator", "calculator. The math expression is 2 * 2"),
+        ("search engine", "search engine. The key word to search is paris"),
+    ],
 )  # fmt: skip
 def test_control_flow_follows_a_choice(likely: str, text: str) -> None:
     backend = sgl.FakeBackend(

@@ -20,7 +20,10 @@ def few_shot(s, question, style="plain"):
 
 def test_the_prefix_ends_where_an_argument_begins() -> None:
     template = TEMPLATES["chatml"]
-    assert constant_prefix(few_shot, template) == f"<|im_start|>system\n{RULES}<|im_end|>\n<|im_start|>user\n"[: -len("<|im_start|>user\n")]
+    assert (
+        constant_prefix(few_shot, template)
+        == f"<|im_start|>system\n{RULES}<|im_end|>\n<|im_start|>user\n"[: -len("<|im_start|>user\n")]
+    )
     bound = few_shot.bind(style="short")
     assert constant_prefix(bound, template).endswith("<|im_start|>user\nBe short. ")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -34,7 +33,12 @@ def extract(s):
 def extract_chat(s):
     s += rz.user("Who is it?")
     s += rz.assistant(
-        "Name:" + rz.gen("name", stop="\n") + "\nBorn:" + rz.gen("born", stop="\n") + "\nJob:" + rz.gen("job", stop="\n")
+        "Name:"
+        + rz.gen("name", stop="\n")
+        + "\nBorn:"
+        + rz.gen("born", stop="\n")
+        + "\nJob:"
+        + rz.gen("job", stop="\n")
     )
 
 
@@ -77,7 +81,9 @@ def test_lengths_are_tokens_not_characters() -> None:
 
     fast, slow = rz.FakeBackend(model(WORLD)), rz.FakeBackend(model(WORLD))
     state, other = program.run(backend=fast, temperature=0), rz.function(program.func).run(backend=slow, temperature=0)
-    assert (state["a"], state["b"], state["c"]) == (" Bob", "\nBorn:", " 1990 in") == (other["a"], other["b"], other["c"])
+    assert (
+        (state["a"], state["b"], state["c"]) == (" Bob", "\nBorn:", " 1990 in") == (other["a"], other["b"], other["c"])
+    )
     assert (fast.count(), slow.count()) == (1, 3)
     assert state.get_meta_info("b")["finish_reason"] == {"type": "length", "length": 3}
 
@@ -190,18 +196,16 @@ def test_without_speculation_a_chat_api_refuses_what_it_cannot_do() -> None:
             return await super().generate(prompt, params, with_tokens=with_tokens)
 
     state = rz.function(extract_chat).run(backend=Chat([WORLD], chat=True))
-    with pytest.raises(rz.ProgramError, match="cannot go on with a begun answer.*num_api_spec_tokens"):
+    with pytest.raises(rz.ProgramError, match=r"cannot go on with a begun answer.*num_api_spec_tokens"):
         state["name"]
 
 
 async def test_cancelling_a_speculative_turn_resolves_its_readers() -> None:
     backend = rz.FakeBackend([WORLD], chat=True, latency_s=60)
     state = await chat_ahead.arun(backend=backend, stream=True)
-    while not backend.running:
-        await asyncio.sleep(0)
+    await backend.until_running(1)
     state.cancel()
     with pytest.raises(rz.ProgramError, match="cancelled"):
         await state.get_var("name")
-    while backend.running:
-        await asyncio.sleep(0)
+    await backend.until_running(0)
     assert backend.cancelled == 1
