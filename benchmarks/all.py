@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-NAMES = ("bus", "service_plane", "pipeline", "prefix", "serving", "idle")
+NAMES = ("bus", "service_plane", "pipeline", "prefix", "programs", "serving", "idle")
 
 
 def main() -> int:

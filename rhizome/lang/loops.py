@@ -7,7 +7,7 @@ import atexit
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -99,30 +99,46 @@ class Signal:
 
 
 class PerLoop(Generic[T]):
-    """A resource of each event loop: made at its first use, closed when the loop ends (`asyncio.run` sees to it)."""
+    """A resource of each event loop: made at its first use, closed when the loop ends (`asyncio.run` sees to it).
 
-    def __init__(self, make: Callable[[], AsyncIterator[T]]) -> None:
+    It is also closed when nobody holds this object any more; so what `make` yields must not refer to its owner.
+    """
+
+    def __init__(self, make: Callable[[], AsyncGenerator[T, None]]) -> None:
         """Args:
-        make: an async generator that yields the resource once and closes it afterwards.
+        make: an async generator function that yields the resource once and closes it afterwards.
         """
         self._make = make
-        self._open: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[AsyncIterator[T], T]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._open: dict[asyncio.AbstractEventLoop, tuple[AsyncGenerator[T, None], T, weakref.finalize[Any, Any]]] = {}
         self._making: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
     async def get(self) -> T:
         """The running loop's resource."""
         loop = asyncio.get_running_loop()
         if loop not in self._open:
+            for other in [known for known in self._open if known.is_closed()]:
+                self._open.pop(other)[2].detach()
             async with self._making.setdefault(loop, asyncio.Lock()):
                 if loop not in self._open:
                     keeper = self._make()
-                    self._open[loop] = keeper, await anext(keeper)
+                    resource = await anext(keeper)
+                    dropped = weakref.finalize(self, _close_soon, loop, keeper)
+                    dropped.atexit = False  # the loop's own end closes it
+                    self._open[loop] = keeper, resource, dropped
         return self._open[loop][1]
 
     async def close(self) -> None:
         """Close the running loop's resource."""
-        keeper = self._open.pop(asyncio.get_running_loop(), None)
-        if keeper is not None:
-            await keeper[0].aclose()  # type: ignore[attr-defined]
+        entry = self._open.pop(asyncio.get_running_loop(), None)
+        if entry is not None:
+            entry[2].detach()
+            await entry[0].aclose()
+
+
+def _close_soon(loop: asyncio.AbstractEventLoop, keeper: AsyncGenerator[Any, None]) -> None:
+    if loop.is_running():
+        loop.call_soon_threadsafe(lambda: loop.create_task(_close(keeper)))
+
+
+async def _close(keeper: AsyncGenerator[Any, None]) -> None:
+    await keeper.aclose()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -35,9 +36,8 @@ class HttpClient:
         timeout_s: float | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        self._headers, self._max_connections, self._max_retries = dict(headers or {}), max_connections, max_retries
-        self._timeout_s = timeout_s
-        self._sessions = PerLoop(self._session)
+        self._max_retries = max_retries
+        self._sessions = PerLoop(partial(_session, dict(headers or {}), max_connections, timeout_s))
         self.retries = 0
         """Calls tried again so far."""
 
@@ -69,12 +69,6 @@ class HttpClient:
     async def close(self) -> None:
         await self._sessions.close()
 
-    async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
-        connector = aiohttp.TCPConnector(limit=self._max_connections)
-        timeout = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=30.0)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers) as session:
-            yield session
-
     @asynccontextmanager
     async def _call(self, method: str, path: str, body: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         session, url, wait_s = await self._sessions.get(), self.base_url + path, FIRST_RETRY_S
@@ -98,6 +92,15 @@ class HttpClient:
             self.retries += 1
             await asyncio.sleep(wait_s)
             wait_s *= 2
+
+
+async def _session(
+    headers: dict[str, str], max_connections: int, timeout_s: float | None
+) -> AsyncGenerator[aiohttp.ClientSession, None]:
+    connector = aiohttp.TCPConnector(limit=max_connections)
+    timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=30.0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
+        yield session
 
 
 async def _reason(response: aiohttp.ClientResponse) -> str:

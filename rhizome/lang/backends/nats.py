@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import nats
@@ -46,8 +47,8 @@ class NatsEndpoint(NativeBackend):
         prefix_hints: bool = True,
     ) -> None:
         super().__init__(chat_template_name, prefix_hints)
-        self._servers, self._root = url.split(","), f"rz.v1.{deployment}"
-        self._links = PerLoop(self._link)
+        self._root = f"rz.v1.{deployment}"
+        self._links = PerLoop(partial(_linked, url.split(","), self._root))
 
     async def call(self, body: Body) -> Any:
         link = await self._links.get()
@@ -103,20 +104,6 @@ class NatsEndpoint(NativeBackend):
 
     async def aclose(self) -> None:
         await self._links.close()
-
-    async def _link(self) -> AsyncIterator[_Link]:
-        client = Client()
-        try:
-            await client.connect(servers=self._servers, name="rhizome-lang", allow_reconnect=True, connect_timeout=5,
-                                 max_reconnect_attempts=-1, error_cb=_ignore)  # fmt: skip
-        except (TimeoutError, OSError, nats.errors.Error) as fault:
-            raise BackendError(f"NATS at {','.join(self._servers)}: {fault or 'no answer'}") from fault
-        link = _Link(client, self._root)
-        try:
-            await link.open()
-            yield link
-        finally:
-            await link.close()
 
 
 class _Link:
@@ -229,6 +216,27 @@ class _Link:
         for rid, owner in self._owners.items():
             if owner == tokenizer_id and rid in self._streams:
                 self._streams[rid].put_nowait(_END)
+
+
+async def _linked(servers: list[str], root: str) -> AsyncGenerator[_Link, None]:
+    """An open connection.
+
+    Raises:
+        BackendError: there is no server.
+    """
+    client = Client()
+    try:
+        await client.connect(
+            servers=servers, name="rhizome-lang", connect_timeout=5, max_reconnect_attempts=-1, error_cb=_ignore
+        )
+    except (OSError, nats.errors.Error, TimeoutError) as fault:
+        raise BackendError(f"NATS at {','.join(servers)}: {fault or 'no answer'}") from fault
+    link = _Link(client, root)
+    try:
+        await link.open()
+        yield link
+    finally:
+        await link.close()
 
 
 class _Total:

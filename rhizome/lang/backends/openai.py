@@ -7,7 +7,8 @@ same routes: grammars, top_k, min_p, and going on with an assistant's begun answ
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import openai
@@ -63,10 +64,10 @@ class OpenAI(Backend):
         self._template = chat_template
         if not is_azure and "api_key" not in client_arguments and not os.environ.get("OPENAI_API_KEY"):
             raise LanguageError("no API key: set OPENAI_API_KEY or give api_key=")
-        self._make = openai.AsyncAzureOpenAI if is_azure else openai.AsyncOpenAI
-        self._arguments = {"max_retries": max_retries, **client_arguments}
+        make = openai.AsyncAzureOpenAI if is_azure else openai.AsyncOpenAI
+        self._has_base_url = "base_url" in client_arguments
         self._tells_tokens = tells_tokens
-        self._clients = PerLoop(self._client)
+        self._clients = PerLoop(partial(_client, make, {"max_retries": max_retries, **client_arguments}))
         self.token_usage = TokenUsage()
 
     async def chat_template(self) -> ChatTemplate:
@@ -137,10 +138,6 @@ class OpenAI(Backend):
     async def aclose(self) -> None:
         await self._clients.close()
 
-    async def _client(self) -> AsyncIterator[Any]:
-        async with self._make(**self._arguments) as client:
-            yield client
-
     def _body(self, prompt: Prompt, params: SamplingParams, with_tokens: bool) -> dict[str, Any]:
         extra = self._extra_body(params)
         with_tokens = with_tokens and self._tells_tokens
@@ -193,7 +190,7 @@ class OpenAI(Backend):
         return given
 
     def _is_openai(self) -> bool:
-        return not self._extra and "base_url" not in self._arguments and "OPENAI_BASE_URL" not in os.environ
+        return not self._extra and not self._has_base_url and "OPENAI_BASE_URL" not in os.environ
 
     def _choice(self, choice: Any) -> tuple[str, dict[str, Any], list[str] | None]:
         tokens = _tokens(choice.logprobs, self.is_chat_model)
@@ -266,6 +263,11 @@ class TokenUsage:
 
     def __repr__(self) -> str:
         return f"TokenUsage(prompt_tokens={self.prompt_tokens}, completion_tokens={self.completion_tokens})"
+
+
+async def _client(make: Any, arguments: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    async with make(**arguments) as client:
+        yield client
 
 
 def _tokens(logprobs: Any, chat: bool) -> list[str] | None:

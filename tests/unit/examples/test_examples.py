@@ -94,7 +94,8 @@ def test_tree_of_thought_votes_over_all_leaves() -> None:
 def test_skeleton_of_thought_writes_all_tips_from_one_skeleton() -> None:
     backend = use({
         "1.": " Eat\n2. Run\n3. Sleep", "about tip 1.\nASSISTANT:": "Eat well.\n",
-        "about tip 2.\nASSISTANT:": "Run far.\n", "about tip 3.\nASSISTANT:": "Sleep long.\n", "sentence.\nASSISTANT:": "Live.\n",
+        "about tip 2.\nASSISTANT:": "Run far.\n", "about tip 3.\nASSISTANT:": "Sleep long.\n",
+        "sentence.\nASSISTANT:": "Live.\n",
     })  # fmt: skip
     state = skeleton_of_thought.suggest_tips.run("health")
     assert (state["tip"], state["summary"]) == (["Eat well.", "Run far.", "Sleep long."], "Live.")
