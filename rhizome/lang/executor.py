@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rhizome.lang import generation, ir
 from rhizome.lang.conversation import Conversation
-from rhizome.lang.errors import BackendError, LanguageError, ProgramCancelled, ProgramError
+from rhizome.lang.errors import BackendError, LanguageError, ProgramCancelled, ProgramError, Unsupported
 from rhizome.lang.loops import Signal, post
 from rhizome.lang.media import load_image, load_video
 from rhizome.lang.run import ProgramRun
@@ -208,9 +208,11 @@ class Executor:
             op.slot.demand = self.flush
             if op.slot.wanted:
                 self._queue.append(Op(ir.Flush()))
+        elif isinstance(expr, ir.VarScopeBegin | ir.VarScopeEnd) and self.turn is not None:
+            raise Unsupported("var_scope inside an assistant's turn that is one speculative call")
         elif isinstance(expr, ir.VarScopeBegin):
             self._scopes[expr.name] = len(self.convo.text)
-        elif isinstance(expr, ir.VarScopeEnd) and (self.turn is None or not self.turn.gens()):
+        elif isinstance(expr, ir.VarScopeEnd):
             assert op.slot is not None
             op.slot.resolve(self.convo.text[self._scopes.pop(expr.name) :])
         elif isinstance(expr, ir.Flush) and (self.turn is None or not self.turn.gens()):
@@ -227,6 +229,8 @@ class Executor:
             await generation.compute_turn(self, final=isinstance(expr, ir.RoleEnd))
             if self._do_now(op):
                 return
+        if self.turn is not None and isinstance(expr, ir.Select | ir.ImageExpr | ir.VideoExpr):
+            generation.write_texts(self)  # what follows stands behind them
         if isinstance(expr, ir.Gen):
             assert op.slot is not None
             await generation.generate(self, expr, op.slot, op.thoughts)
@@ -246,6 +250,12 @@ class Executor:
             await self._concatenate(expr.states)
         else:
             raise LanguageError(f"cannot run a {type(expr).__name__}")
+
+    @property
+    def text(self) -> str:
+        """The state's text, with what waits for the end of a speculative turn."""
+        waiting = [term for term in self.turn.terms if isinstance(term, str)] if self.turn else []
+        return self.convo.text + "".join(waiting)
 
     def fill(self, text: str) -> None:
         """The program's own text."""
@@ -291,7 +301,7 @@ class Executor:
         self.convo = parent.convo.copy()
         self.fork_pos, self.committed, self.error = len(self.convo.text), parent.committed, parent.error
         if parent.turn is not None:
-            self.turn = TurnPattern(begun=parent.turn.begun)
+            self.turn = TurnPattern(terms=list(parent.turn.terms), begun=parent.turn.begun)
         self._held = False
         self.run.record.event("fork", state=self.id, at_chars=self.fork_pos)
         self._step()
@@ -317,7 +327,7 @@ class Executor:
             await state.drained()
             if state.error is not None:
                 raise state.error
-            parts.append(state.convo.text[state.fork_pos :])
+            parts.append(state.text[state.fork_pos :])
         self.fill("".join(parts))
 
     def _fail(self, op: Op, fault: BaseException) -> None:

@@ -123,12 +123,20 @@ def close_turn(ex: Executor) -> None:
     """The assistant's turn ends: texts that are left are its own, a surplus is waste."""
     if ex.turn is None:
         return
+    write_texts(ex)
     turn, ex.turn = ex.turn, None
-    for term in turn.terms:
-        assert isinstance(term, str), "generations were computed before"
-        ex.append(term, "text")
     if turn.surplus is not None:
         ex.run.report.tokens_wasted += turn.tokens_left
+
+
+def write_texts(ex: Executor) -> None:
+    """Texts of the turn that wait with no generation become the state's text; a later part cannot be matched."""
+    assert ex.turn is not None
+    terms, ex.turn.terms = ex.turn.terms, []
+    for term in terms:
+        assert isinstance(term, str), "generations were computed before"
+        ex.append(term, "text")
+        ex.turn.begun = True
 
 
 async def compute_turn(ex: Executor, *, final: bool) -> None:

@@ -69,7 +69,8 @@ def load_video(path: str, num_frames: int) -> list[Media]:
             count = stream.frames or sum(1 for _ in container.decode(stream))
             container.seek(0)
             wanted = {round(i * (count - 1) / max(num_frames - 1, 1)) for i in range(num_frames)}
-            frames = [f.to_image() for i, f in enumerate(container.decode(stream)) if i in wanted]
+            decoded: Any = container.decode(stream)
+            frames = [frame.to_image() for i, frame in enumerate(decoded) if i in wanted]
     except (OSError, IndexError, av.FFmpegError) as fault:
         raise LanguageError(f"video {path}: {fault}") from fault
     if not frames:

@@ -75,14 +75,14 @@ def gen(
     return ir.Gen(name, params)
 
 
-def gen_int(name: str | None = None, **arguments: Any) -> ir.Gen | ir.Select:
+def gen_int(name: str | None = None, max_tokens: int | None = None, **arguments: Any) -> ir.Gen | ir.Select:
     """`gen` of an integer."""
-    return gen(name, dtype=int, **arguments)
+    return gen(name, max_tokens, dtype=int, **arguments)
 
 
-def gen_string(name: str | None = None, **arguments: Any) -> ir.Gen | ir.Select:
+def gen_string(name: str | None = None, max_tokens: int | None = None, **arguments: Any) -> ir.Gen | ir.Select:
     """`gen` of a quoted string."""
-    return gen(name, dtype=str, **arguments)
+    return gen(name, max_tokens, dtype=str, **arguments)
 
 
 def select(

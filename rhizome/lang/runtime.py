@@ -7,11 +7,13 @@ process at the latest.
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +27,7 @@ from rhizome.lang.errors import LanguageError
 from rhizome.lang.loops import background_loop, wait_on
 from rhizome.lang.streaming import following
 
+_ROOT = Path(__file__).parents[2]
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 60.0
 
@@ -42,9 +45,10 @@ class Runtime:
         self._folder = tempfile.TemporaryDirectory(prefix="rhizome-runtime-")
         self._log = Path(self._folder.name) / "launcher.log"
         with self._log.open("wb") as out:
+            # In a session of its own: Ctrl-C is for the program, which then stops the deployment in order.
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "rhizome.launch_server", *_argv(flags)],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                _tethered([sys.executable, "-m", "rhizome.launch_server", *_argv(flags)]), env=_environment(),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         atexit.register(self.shutdown)
         try:
@@ -145,6 +149,19 @@ class Engine(Runtime):
 def _body(prompt: Any, sampling_params: Any, input_ids: Any, fields: dict[str, Any]) -> dict[str, Any]:
     given = {"text": prompt, "input_ids": input_ids, "sampling_params": sampling_params, **fields}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _tethered(argv: list[str]) -> list[str]:
+    """The command tied to this process, where its main thread starts it (see rhizome/supervisor/tether.py)."""
+    if threading.current_thread() is not threading.main_thread():
+        return argv
+    return [sys.executable, "-I", "-S", str(_ROOT / "rhizome" / "supervisor" / "tether.py"), str(os.getpid()), *argv]
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, with the source tree importable."""
+    path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def _argv(flags: dict[str, Any]) -> list[str]:

@@ -135,7 +135,7 @@ class StateBase:
         return executor
 
     async def _text(self) -> str:
-        return (await self._synced()).convo.text
+        return (await self._synced()).text
 
     async def _messages(self) -> list[Message]:
         return list((await self._synced()).convo.messages)

@@ -45,6 +45,11 @@ class RuntimeEndpoint(NativeBackend):
     def base_url(self) -> str:
         return self._http.base_url
 
+    @property
+    def retries(self) -> int:
+        """Calls that were made again because the server was busy or away."""
+        return self._http.retries
+
     async def call(self, body: Body) -> Any:
         return await self._http.json("POST", "/generate", body)
 

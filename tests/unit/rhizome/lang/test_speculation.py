@@ -209,3 +209,24 @@ async def test_cancelling_a_speculative_turn_resolves_its_readers() -> None:
         await state.get_var("name")
     await backend.until_running(0)
     assert backend.cancelled == 1
+
+
+def test_what_else_stands_in_a_speculative_chat_turn_keeps_its_place() -> None:
+    @rz.function(num_api_spec_tokens=64)
+    def forked(s):
+        s += rz.user("Who?") + rz.assistant_begin() + "Name:"
+        branches = s.fork(2)
+        branches += rz.gen("name", stop="\n") + "\nBorn:" + rz.gen("born", stop="\n")
+        assert s.text() == "Who?Name:"
+        branches.join()
+
+    assert forked.run(backend=rz.FakeBackend([WORLD, WORLD], chat=True), temperature=0)["born"] == [" 1990 in Rome"] * 2
+
+    @rz.function(num_api_spec_tokens=64)
+    def scoped(s):
+        s += rz.assistant_begin()
+        with s.var_scope("all"):
+            s += "Name:" + rz.gen("name", stop="\n")
+
+    with pytest.raises(rz.ProgramError, match="var_scope inside an assistant's turn"):
+        scoped.run(backend=rz.FakeBackend([WORLD], chat=True))["all"]

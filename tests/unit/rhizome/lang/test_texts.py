@@ -181,3 +181,23 @@ def test_several_samples_are_a_list() -> None:
 
     state = program.run(backend=rz.FakeBackend(["x", "y", "z"]))
     assert (state["a"], state.text()) == (["x", "y", "z"], "Q:x")
+
+
+def test_video_frames_are_spread_evenly(tmp_path: Path) -> None:
+    import av
+    import numpy as np
+
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        for i in range(11):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    frames = load_video(str(path), 3)
+    assert len(frames) == 3
+    assert len({frame.url for frame in frames}) == 3
+    assert frames[0].url.startswith("data:image/jpeg;base64,")
+    with pytest.raises(rz.LanguageError, match=r"none\.mp4"):
+        load_video(str(tmp_path / "none.mp4"), 3)
