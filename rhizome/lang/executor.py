@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rhizome.lang import generation, ir
@@ -155,14 +156,14 @@ class Executor:
         while self._queue:
             op = self._queue[0]
             if self.error is None:
-                try:
-                    if not self._do_now(op):
-                        self._task = self.run.spawn(self._drain())
-                        # Not in a `finally` of the task: one that is cancelled before it starts has none.
-                        self._task.add_done_callback(self._drain_ended)
-                        return
-                except LanguageError as fault:
-                    self._fail(op, fault)
+                done = False
+                with self._guarding(op):
+                    done = self._do_now(op)
+                if self.error is None and not done:
+                    self._task = self.run.spawn(self._drain())
+                    # Not in a `finally` of the task: one that is cancelled before it starts has none.
+                    self._task.add_done_callback(self._drain_ended)
+                    return
             if self.error is not None:
                 self._give_up(op)
             self._queue.popleft()
@@ -172,7 +173,9 @@ class Executor:
         while self._queue:
             op = self._current = self._queue.popleft()
             if self.error is None:
-                await self._attempt(op)
+                with self._guarding(op):
+                    if not self._do_now(op):
+                        await self._do(op)
             if self.error is not None:
                 self._give_up(op)
             self._current = None
@@ -182,14 +185,15 @@ class Executor:
         self._step()
         self.changed.fire()
 
-    async def _attempt(self, op: Op) -> None:
+    @contextmanager
+    def _guarding(self, op: Op) -> Iterator[None]:
+        """What goes wrong in an operation is the error of those who wait for this state."""
         try:
-            if not self._do_now(op):
-                await self._do(op)
+            yield
         except asyncio.CancelledError:
             self._fail(op, ProgramCancelled())
             raise
-        except Exception as fault:  # whatever a backend raises is the error of those who wait for this state
+        except Exception as fault:  # whatever a backend raises: nobody may wait for ever
             self._fail(op, fault)
 
     def _do_now(self, op: Op) -> bool:

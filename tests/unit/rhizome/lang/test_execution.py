@@ -245,3 +245,16 @@ def _no_default_backend():
     rz.set_default_backend(None)
     yield
     rz.set_default_backend(None)
+
+
+def test_whatever_a_backend_raises_reaches_the_reader() -> None:
+    class Broken(rz.FakeBackend):
+        async def generate(self, prompt, params, *, with_tokens=False):
+            raise ZeroDivisionError("a bug of a backend")
+
+    @rz.function
+    def program(s):
+        s += "Q:" + rz.gen("a")
+
+    with pytest.raises(rz.ProgramError, match="a bug of a backend"):
+        program.run(backend=Broken([]))["a"]
