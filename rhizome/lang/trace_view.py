@@ -80,17 +80,18 @@ def show(runs: Iterable[RunTrace]) -> Iterator[str]:
             if end["error"]:
                 yield f"  ! {end['error']}"
         for root in run.roots:
-            yield from _state(root, "  ", run.began_s)
+            yield from _state(root, "  ", "  ", run.began_s)
 
 
-def _state(state: StateTrace, indent: str, began_s: float) -> Iterator[str]:
+def _state(state: StateTrace, head: str, indent: str, began_s: float) -> Iterator[str]:
     label = "state" if not state.branch else f"branch {'.'.join(map(str, state.branch))}"
-    yield f"{indent}{label}"
+    yield f"{head}{label}"
     for event in state.events:
         if event["event"] != "fork":
             yield f"{indent}│ {event['at_s'] - began_s:7.3f}  {_line(event)}"
     for child in state.children:
-        yield from _state(child, indent + "├─ ", began_s)
+        last = child is state.children[-1]
+        yield from _state(child, indent + ("└─ " if last else "├─ "), indent + ("   " if last else "│  "), began_s)
 
 
 def _line(event: Event) -> str:

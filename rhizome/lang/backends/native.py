@@ -107,24 +107,25 @@ class NativeBackend(Backend):
         A choice may change how the end of the prompt is cut into tokens; it is scored from its first token that the
         prompt alone does not have.
         """
-        prompt_tokens, cached = 0, 0
+        start, seen = 0, []
         if prompt.text:
-            first = await self.call(_prompt_only(prompt))
-            prompt_tokens, cached = first["meta_info"]["prompt_tokens"], first["meta_info"].get("cached_tokens", 0)
-        start = max(prompt_tokens - HEALING_TOKENS, 0)
+            seen = [await self.call(_prompt_only(prompt))]
+            start = max(seen[0]["meta_info"]["prompt_tokens"] - HEALING_TOKENS, 0)
         texts = [prompt.text + choice for choice in choices]
         if prompt.text:
             texts.append(prompt.text)
         answers = await self._score({**_media(prompt, len(texts)), "text": texts}, start)
-        if start and prompt.text and any(_differs_at_once(a, answers[-1], start) for a in answers[:-1]):
+        seen += answers
+        if start and any(_differs_at_once(a, answers[-1], start) for a in answers[:-1]):
             answers = await self._score({**_media(prompt, len(texts)), "text": texts}, 0)
-            start = 0
-        alone = _positions(answers.pop()) if prompt.text else {}
-        scored = [_after(alone, _positions(answer)) for answer in answers]
+            seen += answers
+        alone = _positions(answers[-1]) if prompt.text else {}
+        scored = [_after(alone, _positions(answer)) for answer in answers[: len(choices)]]
         unconditional = None
         if method.requires_unconditional_logprobs:
             unconditional = await self._unconditional([[entry[1] for entry in entries] for entries in scored])
-        usage = Usage(sum(a["meta_info"]["prompt_tokens"] for a in answers), 0, cached)
+        metas = [answer["meta_info"] for answer in seen]
+        usage = Usage(sum(m["prompt_tokens"] for m in metas), 0, sum(m.get("cached_tokens", 0) for m in metas))
         return method(Scores(list(choices), scored, unconditional)), usage
 
     async def _score(self, body: Body, start: int) -> list[Any]:

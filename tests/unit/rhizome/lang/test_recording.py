@@ -49,7 +49,7 @@ def test_the_tree_shows_branches_and_what_failed(tmp_path: Path, capsys: pytest.
     assert main(["trace", "show", str(path), "--run", "tips"]) == 0
     out = capsys.readouterr().out
     assert out.count("tips  ") == 2
-    assert "├─ branch 1" in out
+    assert "└─ branch 1" in out
     assert "gen    tip = 'eat'" in out
     assert "hint   " in out
     assert "failed: broken" in out
