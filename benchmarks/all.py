@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-NAMES = ("bus", "service_plane", "pipeline", "prefix", "serving", "structured", "idle", "loading")
+NAMES = ("bus", "service_plane", "pipeline", "prefix", "programs", "serving", "structured", "idle", "loading")
 
 
 def main() -> int:

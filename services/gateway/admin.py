@@ -15,6 +15,7 @@ from services.gateway.responses import (
     Instance,
     ModelList,
     Readiness,
+    ServedModelInfo,
     ServerInfo,
 )
 from shared import __version__
@@ -31,6 +32,10 @@ class Admin:
 
     async def model(self, request: web.Request) -> web.Response:
         return json_response(resolve_model(request.match_info["id"], self._core.backend.services()))
+
+    async def model_info(self, _: web.Request) -> web.Response:
+        model = resolve_model(None, self._core.backend.services())
+        return json_response(ServedModelInfo(model.id, model.id, True, model.max_model_len))
 
     async def health(self, _: web.Request) -> web.Response:
         return json_response(Health())

@@ -57,6 +57,8 @@ def routes(core: Core) -> list[Route]:
     api = OpenApi()
     flush = Route("POST", "/flush_cache", "flushCache", "Empty the prefix cache of every scheduler.", "control",
                   admin.flush_cache, answers=(rs.CacheFlush,), errors=("401", "503"))  # fmt: skip
+    info = Route("GET", "/server_info", "serverInfo", "Services, schedulers, limits and load.", "control",
+                 admin.server_info, answers=(rs.ServerInfo,))  # fmt: skip
     table = [
         Route("POST", "/v1/chat/completions", "createChatCompletion", "Answer a conversation.", "openai", chat.post,
               openai_bodies.ChatCompletionBody, (rs.ChatCompletion,), _SSE, _GENERATING),
@@ -76,8 +78,10 @@ def routes(core: Core) -> list[Route]:
               answers=(rs.Health,), errors=()),
         Route("GET", "/ready", "ready", "A request would be served now. Needs no key.", "control", admin.ready,
               answers=(rs.Readiness,), errors=("503",), own_error_bodies=("503",)),
-        Route("GET", "/server_info", "serverInfo", "Services, schedulers, limits and load.", "control",
-              admin.server_info, answers=(rs.ServerInfo,)),
+        info,
+        replace(info, path="/get_server_info", name="getServerInfo"),
+        Route("GET", "/get_model_info", "getModelInfo", "The served model, as SGLang's clients ask for it.", "native",
+              admin.model_info, answers=(rs.ServedModelInfo,), errors=("401", "503")),
         Route("GET", "/metrics", "metrics", "Prometheus metrics of every instance.", "control", exposition.get,
               other_content=("text/plain",)),
         flush,

@@ -297,6 +297,17 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedModelInfo:
+    """Answer to /get_model_info, SGLang's way to ask what is served."""
+
+    model_path: str
+    """Served model name."""
+    tokenizer_path: str
+    is_generation: bool
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class CacheFlush:
     """Answer to /flush_cache."""
 

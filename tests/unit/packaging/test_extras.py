@@ -26,7 +26,7 @@ from tests.unit.packaging.project import (
 )
 
 PROGRAM = """
-import importlib, importlib.machinery, pkgutil, sys
+import importlib, importlib.machinery, importlib.util, pkgutil, sys
 
 FOREIGN = set(sys.argv[2].split(","))
 
@@ -37,12 +37,16 @@ class Filtered(importlib.machinery.PathFinder):
 
 sys.meta_path[:] = [Filtered if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 package = importlib.import_module(sys.argv[1])
-importlib.import_module(sys.argv[1] + ".__main__")
+if importlib.util.find_spec(sys.argv[1] + ".__main__"):
+    importlib.import_module(sys.argv[1] + ".__main__")
 for info in pkgutil.walk_packages(package.__path__, sys.argv[1] + "."):
     importlib.import_module(info.name)
 print("imported")
 """
-SUBJECTS = [(f"services.{service}", service) for service in SERVICES] + [("rhizome.models", "models")]
+SUBJECTS = [(f"services.{service}", service) for service in SERVICES] + [
+    ("rhizome.models", "models"),
+    ("rhizome.lang", "lang"),
+]
 
 
 @pytest.mark.parametrize(("package", "extra"), SUBJECTS)
@@ -71,6 +75,7 @@ def test_the_import_system_hides_what_the_extra_does_not_bring() -> None:
         ("xgrammar", ("services/scheduler",)),
         ("worker", ("services/worker",)),
         ("models", ("rhizome/models",)),
+        ("lang", ("rhizome/lang",)),
         ("bench", ("benchmarks",)),
     ],
 )

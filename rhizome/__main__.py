@@ -1,0 +1,7 @@
+"""`python -m rhizome`."""
+
+import sys
+
+from rhizome.cli import main
+
+sys.exit(main())

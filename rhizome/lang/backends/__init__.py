@@ -1,0 +1,1 @@
+"""Where generations come from: one module per kind of server."""

@@ -1,0 +1,100 @@
+"""One run of a program: what its states share, its tasks, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from rhizome.lang.backends.base import Backend
+from rhizome.lang.chat_template import ChatTemplate
+from rhizome.lang.errors import ProgramCancelled
+from rhizome.lang.loops import Signal
+from rhizome.lang.recording import RunRecord
+from rhizome.lang.report import Report
+from rhizome.lang.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from rhizome.lang.executor import Executor
+
+
+class ProgramRun:
+    """Lives from the start of a program to the end of its last operation. Mutated on `loop` only."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        backend: Backend,
+        template: ChatTemplate,
+        defaults: SamplingParams,
+        *,
+        stream: bool,
+        spec_tokens: int | None,
+        record: RunRecord,
+    ) -> None:
+        self.loop, self.backend, self.template, self.defaults = loop, backend, template, defaults
+        self.stream, self.spec_tokens, self.record = stream, spec_tokens, record
+        self.report = Report()
+        self.executors: list[Executor] = []
+        self.done = False
+        """The function has returned or raised, and every operation has ended."""
+        self.fault: BaseException | None = None
+        """What the function raised."""
+        self.ended = Signal()
+        self.background: asyncio.Task[None] | None = None
+        """The task of a streamed `async def` program."""
+        self.thread: int | None = None
+        """The thread of a synchronous function: the only one that appends."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._cancelled = False
+
+    def enter(self) -> None:
+        """The function starts in this thread."""
+        self.thread = threading.get_ident()
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether variables may still appear that this thread does not know of."""
+        return self.stream and not self.done and threading.get_ident() != self.thread
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that ends with the run at the latest."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def cancel(self) -> None:
+        """Stop everything that runs or waits; its variables raise. On the loop."""
+        if self.done or self._cancelled:
+            return
+        self._cancelled = True
+        for task in list(self._tasks):
+            task.cancel()
+        for executor in list(self.executors):
+            executor.abort(ProgramCancelled())
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancelled
+
+    async def settle(self) -> None:
+        """Return when every operation has ended. The function appends nothing any more."""
+        for executor in self.executors:
+            executor.flush()
+        for executor in self.executors:
+            await executor.drained()
+            if executor.guessing is not None:
+                executor.guessing.drop()
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    def finish(self, fault: BaseException | None) -> None:
+        """The run is over; readers that wait for more learn it."""
+        self.fault = fault
+        self.done = True
+        self.record.event("end", error=str(fault) if fault else None, report=self.report.as_dict())
+        self.ended.fire()
+        for executor in self.executors:
+            executor.changed.fire()
