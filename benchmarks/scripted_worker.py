@@ -10,6 +10,7 @@ import asyncio
 import sys
 from dataclasses import dataclass, field, replace
 
+from services.worker.mask_inbox import MaskInbox
 from services.worker.progress import Progress
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
@@ -29,6 +30,7 @@ class ScriptedWorkerConfig:
     page_size: int = option(16, help="tokens per page")
     context_length: int = option(8192, help="longest prompt plus answer, tokens")
     vocab_size: int = option(49_152, help="token ids are below this")
+    mask_slots: int = option(0, help="masks that its bank holds; 0 = it serves no grammars")
     step_ms: float = option(0.0, help="milliseconds a step takes, one step after the other; 0 = none")
     common: CommonConfig = field(default_factory=CommonConfig)
 
@@ -40,15 +42,19 @@ class ScriptedWorker:
         self._actor, self._config = actor, config
         self._info = engine_info(
             engine_id=actor.id, num_pages=config.num_pages, page_size=config.page_size, max_rows=config.max_rows,
-            context_length=config.context_length, vocab_size=config.vocab_size,
+            context_length=config.context_length, vocab_size=config.vocab_size, mask_slots=config.mask_slots,
         )  # fmt: skip
-        self._engine = ScriptedEngine(self._info, check=False)
+        # Masks are obeyed where the whole prefix is followed, which costs more per token.
+        self._engine = ScriptedEngine(self._info, check=config.mask_slots > 0)
+        self._masks = MaskInbox()
         self._plans: asyncio.Queue[m.StepPlan] = asyncio.Queue()
         self._progress = Progress()
 
     async def start(self) -> None:
         actor = self._actor
         await actor.on(actor.subjects.engine_plan(actor.id), m.StepPlan, self._on_plan)
+        if self._config.mask_slots:
+            await actor.on(actor.subjects.engine_masks(actor.id), m.StepMasks, self._masks.put)
         await actor.start()
         await actor.set_state("ready")
         actor.spawn(self._announce_forever())
@@ -57,10 +63,14 @@ class ScriptedWorker:
 
     async def _on_plan(self, plan: m.StepPlan) -> None:
         self._progress.received(plan)
+        if plan.seq == 0:
+            self._masks.begin(plan.session)
         await (self._plans.put(plan) if self._config.step_ms else self._answer(plan))
 
     async def _answer(self, plan: m.StepPlan) -> None:
-        result = self._engine.execute(plan)
+        rows = 0 if plan.masked_rows is None else len(plan.masked_rows)
+        masks = await asyncio.to_thread(self._masks.take, plan.session, plan.seq, rows) if rows else []
+        result = self._engine.execute(plan, masks)
         self._progress.done(plan)
         await self._actor.send(self._actor.subjects.scheduler_result(plan.session), result)
 
