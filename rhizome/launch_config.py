@@ -23,7 +23,7 @@ SERVICE_CONFIGS: dict[str, type] = {
     "scheduler": SchedulerConfig,
     "worker": WorkerConfig,
 }
-_SET_BY_LAUNCHER = frozenset({"name", "metrics_port", "tp_rank", "dist_init_addr", "scheduler_name"})
+_SET_BY_LAUNCHER = frozenset({"name", "metrics_port", "tp_rank", "dist_init_addr", "scheduler_name", "tokenizer_path"})
 """Options that differ between instances: the launcher chooses them."""
 
 

@@ -63,7 +63,7 @@ def with_model(launch: Launch) -> Launch:
     return dataclasses.replace(
         launch,
         tokenizer=dataclasses.replace(launch.tokenizer, model_path=str(folder), served_model_name=name),
-        scheduler=dataclasses.replace(launch.scheduler, model_path=str(folder)),
+        scheduler=dataclasses.replace(launch.scheduler, tokenizer_path=str(folder)),
         worker=dataclasses.replace(launch.worker, model_path=str(folder), served_model_name=name),
     )
 

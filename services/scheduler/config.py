@@ -16,7 +16,7 @@ class SchedulerConfig:
     """Resolved once in `__main__`, passed down, never mutated."""
 
     common: CommonConfig = field(default_factory=CommonConfig)
-    model_path: str = option(
+    tokenizer_path: str = option(
         "", help="model directory with tokenizer.json and config.json; without it requests with grammars are refused",
         group="grammar", metavar="DIR",
     )  # fmt: skip

@@ -28,13 +28,13 @@ class Grammars:
             Overloaded: too many grammars wait.
         """
         config = self._config
-        if not config.model_path:
+        if not config.tokenizer_path:
             raise InvalidRequest(
-                "structured output needs a scheduler that was started with --model-path", param=spec.kind
+                "structured output needs a scheduler that was started with --tokenizer-path", param=spec.kind
             )
         if self._compiler is None:
             if self._loading is None:
-                self._loading = asyncio.ensure_future(asyncio.to_thread(load_vocabulary, config.model_path))
+                self._loading = asyncio.ensure_future(asyncio.to_thread(load_vocabulary, config.tokenizer_path))
             try:
                 vocabulary = await asyncio.shield(self._loading)
             except ConfigError as fault:
