@@ -66,7 +66,7 @@ async def measure(args: argparse.Namespace, report: Report) -> list[dict[str, An
     seen: dict[str, list[Stream]] = {name: [] for name in SITUATIONS}
     crowds: dict[str, list[Stream]] = {name: [] for name in SITUATIONS}
     took: dict[str, list[float]] = {name: [] for name in SITUATIONS}
-    with ScriptedDeployment(model, worker=worker, scheduler=[f"--model-path={model}"]) as server:
+    with ScriptedDeployment(model, worker=worker, scheduler=[f"--tokenizer-path={model}"]) as server:
         for _ in range(5):
             await stream(server.port, PATH, next(plain))
         await stream(server.port, PATH, constrained(next(plain), {"regex": "warm up"}, args.crowd_tokens))

@@ -82,7 +82,7 @@ def test_help_lists_every_flag_of_every_service(capsys: pytest.CaptureFixture[st
         parse(["--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    hidden = {"name", "metrics_port", "tp_rank", "dist_init_addr", "scheduler_name"}
+    hidden = {"name", "metrics_port", "tp_rank", "dist_init_addr", "scheduler_name", "tokenizer_path"}
     names = {f.name for cls in (LaunchConfig, *SERVICE_CONFIGS.values()) for f, _ in flat_fields(cls)} - hidden
     assert [name for name in names if f"  {flag_name(name)}" not in shown] == []
 
