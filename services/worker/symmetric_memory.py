@@ -48,15 +48,15 @@ class SymmetricMemory:
             RuntimeError: from torch, the devices cannot map each other's memory.
             ValueError: no way is known for so many ranks.
         """
-        import torch.distributed._symmetric_memory as symm_mem
+        from torch._C._distributed_c10d import _SymmetricMemory
 
         self._rank, self._size, self._name = group.rank(), group.size(), group.group_name
         nbytes = max(LIMITS.get(self._size, (0,))) if nbytes is None else nbytes
         if not nbytes:
             raise ValueError(f"not for {self._size} ranks")
-        # Not `symm_mem.empty`: the buffer shall begin where its memory does, not somewhere in a pool.
-        self._buffer = symm_mem._SymmetricMemory.empty_strided_p2p((nbytes,), (1,), torch.uint8, device)
-        self._handle = symm_mem.rendezvous(self._buffer, group)  # keeps the others' memory mapped
+        # Not `_symmetric_memory.empty`: the buffer shall begin where its memory does, not somewhere in a pool.
+        self._buffer = _SymmetricMemory.empty_strided_p2p((nbytes,), (1,), torch.uint8, device)
+        self._handle = _SymmetricMemory.rendezvous(self._buffer, self._name)  # keeps the others' memory mapped
 
     def all_reduce(self, x: Tensor, way: Way) -> Tensor:
         """Sum over the ranks, in place."""
