@@ -46,7 +46,7 @@ def values_of(group: NcclGroup) -> dict[str, Any]:
     group.wait_for_all(20)
     return {
         "small": group.all_reduce(torch.full((4, 8), rank + 1.0)).unique().tolist(),
-        "large": group.all_reduce(torch.full((1 << 19,), rank + 1.0)).unique().tolist(),
+        "large": group.all_reduce(torch.full((max(LIMITS[2]) // 4 + 4,), rank + 1.0)).unique().tolist(),
         "whole numbers": group.all_reduce(torch.full((4,), rank + 1)).tolist(),
         "first": group.from_first(torch.tensor([rank + 7])).tolist(),
         "uneven": None if uneven is None else uneven.tolist(),
