@@ -23,6 +23,62 @@ A request may carry one grammar; every token is then chosen among those that kee
 of it, and the request ends only where a sentence does (or at its limit of tokens). What cannot be enforced is refused
 with status 400 and the place, never ignored.
 """
+_ASK = """\
+## How to ask
+
+```bash
+curl http://127.0.0.1:30000/v1/chat/completions -H 'Content-Type: application/json' -d '{
+  "messages": [{"role": "user", "content": "When did the French Revolution begin?"}], "max_tokens": 64,
+  "response_format": {"type": "json_schema", "json_schema": {"name": "event", "schema": {
+    "type": "object", "properties": {"name": {"type": "string", "maxLength": 30}, "year": {"type": "integer"}},
+    "required": ["name", "year"], "additionalProperties": false}}}}'
+```
+
+With the official client a pydantic model is the schema; what it does not know goes into `extra_body`:
+
+```python
+from openai import OpenAI
+from pydantic import BaseModel
+
+
+class Event(BaseModel):
+    name: str
+    year: int
+
+
+client = OpenAI(base_url="http://127.0.0.1:30000/v1", api_key="none")
+question = [{"role": "user", "content": "When did the French Revolution begin?"}]
+answer = client.chat.completions.parse(
+    model="SmolLM2-135M-Instruct", messages=question, response_format=Event, max_tokens=128
+)
+print(answer.choices[0].message.parsed)
+answer = client.chat.completions.create(
+    model="SmolLM2-135M-Instruct", messages=question, max_tokens=16, extra_body={"regex": "In 1[0-9]{3}[.]"}
+)
+print(answer.choices[0].message.content)
+```
+
+One of these fields of a body; two are a 400:
+"""
+_BODIES = "`/v1/chat/completions`, `/v1/completions`"
+_NATIVE = "the same, and `sampling_params` of `/generate`"
+_FIELDS = [
+    ("`response_format`", _BODIES, "OpenAI's: `json_schema`, `json_object`; SGLang's `structural_tag`"),
+    ("`json_schema`, `structural_tag`", _NATIVE, "an object, or its JSON text"),
+    ("`regex`, `ebnf`", _NATIVE, "the text of the grammar"),
+    ("`choice`", _NATIVE, "a list of strings"),
+    ("`structured_outputs`", _BODIES, "vLLM's object with `json`, `regex`, `choice`, `grammar`, `json_object` or "
+     "`structural_tag`"),
+    ("`guided_json`, `guided_regex`, `guided_choice`, `guided_grammar`", _BODIES, "vLLM's older names"),
+    ("`grammar`", "`GenerateRequest` on NATS", "`kind` and `source` of the table below"),
+]  # fmt: skip
+_ASK_END = """\
+Beside it `max_whitespace` and `jump_forward`, see below. Give `max_tokens` enough room, or bound strings and lists in
+the schema: a text that is cut at the limit (`finish_reason: "length"`) is the beginning of a sentence. The model is not
+shown the grammar; say in the prompt what you want. Tools have [a page of their own](tools.md).
+
+## Kinds
+"""
 _KINDS = [
     ("json_object", "none", "any JSON object"),
     ("json_schema", "a JSON Schema", "the keywords below"),
@@ -48,8 +104,9 @@ JSON is compact: no white space unless `max_whitespace` allows up to so many cha
 has one spelling: `\\uXXXX` and `\\/` are not generated, so control characters other than `\\b \\t \\n \\f \\r` cannot
 appear. Properties come in the order of the schema.
 
-Where only one text can follow it is not sampled token by token but appended at once (`jump_forward`), cut into tokens
-as the tokenizer would cut it.
+Where only one text can follow it is not sampled token by token but appended at once (`jump_forward`, true unless you
+say false), cut into tokens as the tokenizer would cut it. Such tokens count and have log probabilities like any other;
+without jumps the model may cut the same text otherwise, and so go on differently.
 """
 _BACKENDS = f"""\
 ## Backends
@@ -70,7 +127,8 @@ more memory than `--grammar-memory-bytes`. Quick grammars do not wait behind slo
 def render() -> str:
     """The page."""
     kinds = table(("kind", "source", "notes"), [(code(kind), source, note) for kind, source, note in _KINDS])
-    lines = [NOTICE, "", _INTRO, *kinds, "", _JSON, "## JSON Schema", "", "Enforced:", ""]
+    fields = table(("field", "where", "what"), _FIELDS)
+    lines = [NOTICE, "", _INTRO, _ASK, *fields, "", _ASK_END, *kinds, "", _JSON, "## JSON Schema", "", "Enforced:", ""]
     lines += table(("keyword", "notes"), [(code(k), note) for k, note in ENFORCED.items()])
     exact = ", ".join(code(name) for name in EXACT_FORMATS)
     lines += ["", "Formats of strings: " + ", ".join(map(code, STRING_FORMATS)) + f". {exact} are those of RFC 3339,"]

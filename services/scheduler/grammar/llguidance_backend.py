@@ -26,7 +26,7 @@ _REGEX_FAULT = re.compile(r"regex parse error:\n( +)[^\n]*\n( +)\^+\nerror: ([^\
 LIMITS = {
     "step_lexer_fuel": 200_000,  # about 15 ms of one mask
     "step_max_items": 100_000,  # about 5 ms of one mask
-    "max_items_in_row": 2_000,
+    "max_items_in_row": 6_000,  # an object takes 4 for each optional property
     "initial_lexer_fuel": 1_000_000,  # about 20 ms when a grammar is built
     "max_lexer_states": 50_000,  # 1 to 2 kB each
     "max_grammar_size": 500_000,

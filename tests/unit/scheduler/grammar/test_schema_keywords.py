@@ -11,10 +11,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from services.scheduler.grammar.schema_check import MAX_OPTIONAL
 from services.scheduler.grammar.schema_keywords import ANNOTATIONS, ENFORCED, REFUSED, STRING_FORMATS, fate
 from shared.errors import InvalidRequest
-from tests.unit.scheduler.grammar.schema_rows import INT, OLDER, ROWS, Row
-from tests.unit.scheduler.grammar.tiny import matches, of_schema
+from tests.unit.scheduler.grammar.schema_rows import INT, OLDER, ROWS, STR, Row
+from tests.unit.scheduler.grammar.tiny import STOPS, follow, mask_of, matches, of_schema
 
 
 def dumps(value: Any) -> str:
@@ -88,3 +89,17 @@ def test_whitespace_is_none_or_bounded() -> None:
     for text in ('{"a":1,"b":[1,2]}', '{ "a" : 1 , "b" : [ 1 ,\n 2 ] }'):
         assert matches(spaced, text)
     assert not matches(spaced, '{   "a":1,"b":[1,2]}')
+
+
+@pytest.mark.parametrize("more", [False, True, {"type": "integer"}])
+def test_an_object_may_have_as_many_optional_properties_as_the_limit_says(more: Any) -> None:
+    properties = {f"p{n}": STR for n in range(MAX_OPTIONAL)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": more}
+    nested = of_schema({"type": "array", "items": {"type": "object", "properties": {"a": schema}}})
+    state = nested.start(STOPS)
+    for text in ('[{"a":{', '"p5":"x",', f'"p{MAX_OPTIONAL - 1}":"y"', "}}", "]"):
+        assert mask_of(state).size
+        assert follow(state, text)
+    assert state.complete
+    with pytest.raises(InvalidRequest, match="1,001 optional properties"):
+        of_schema({**schema, "properties": {**properties, "one more": STR}})
