@@ -6,8 +6,11 @@ import ast
 import json
 import re
 
+import pytest
+
+from services.gateway.openai_bodies import ChatCompletionBody
 from shared import messages as m
-from shared import wire
+from shared import schema, wire
 from shared.subjects import Subjects
 from tests.unit.packaging.project import ROOT
 
@@ -35,9 +38,13 @@ def test_the_nats_example_sends_a_valid_request_to_the_public_subject() -> None:
     assert f'"{Subjects().generate}"' in block
 
 
-def test_the_curl_example_is_json() -> None:
-    (body,) = re.findall(r"-d '(.*?)'", README, re.DOTALL)
-    assert json.loads(body)["messages"][0]["role"] == "user"
+@pytest.mark.parametrize("page", ["README.md", "docs/structured_output.md", "docs/tools.md"])
+def test_the_curl_examples_are_bodies_that_the_gateway_takes(page: str) -> None:
+    bodies = re.findall(r"-d '(.*?)'", (ROOT / page).read_text(), re.DOTALL)
+    assert bodies
+    for body in bodies:
+        chat = schema.parse(ChatCompletionBody, json.loads(body))
+        assert chat.messages[0].role == "user"
 
 
 def test_links_lead_to_files() -> None:
