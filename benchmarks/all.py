@@ -9,7 +9,18 @@ from typing import Any
 
 import orjson
 
-NAMES = ("bus", "service_plane", "pipeline", "prefix", "programs", "serving", "structured", "idle", "loading")
+NAMES = (
+    "bus",
+    "service_plane",
+    "pipeline",
+    "prefix",
+    "programs",
+    "serving",
+    "structured",
+    "structured_hostile",
+    "idle",
+    "loading",
+)
 
 
 def main() -> int:
