@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -25,7 +26,7 @@ HEALING_TOKENS = 4
 """Tokens at the end of a prompt that may change when a choice follows."""
 
 
-class NativeBackend(Backend):
+class NativeBackend(Backend, ABC):
     """A subclass says how a body gets to the server and back.
 
     Args:
@@ -37,20 +38,21 @@ class NativeBackend(Backend):
         self.prefix_hints = prefix_hints
         self._template = get_chat_template(chat_template_name) if chat_template_name else None
 
+    @abstractmethod
     async def call(self, body: Body) -> Any:
         """The answer to a body of /generate: an object, or a list for several prompts or samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def events(self, body: Body) -> AsyncIterator[Any]:
         """The same in pieces, each an answer with the whole text so far."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def model_name(self) -> str:
-        raise NotImplementedError
+        """As the server knows it."""
 
+    @abstractmethod
     async def render(self, messages: list[dict[str, str]]) -> str | None:
         """The server's text of a conversation; None when it has no way to tell."""
-        raise NotImplementedError
 
     async def chat_template(self) -> ChatTemplate:
         if self._template is None:
