@@ -194,7 +194,8 @@ async def test_two_hundred_speculating_programs_at_a_time(stack: Stack) -> None:
 
 
 PROGRAM = """
-import sys, rhizome as rz
+import signal, sys, rhizome as rz
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 @rz.function
 def endless(s):
     forks = s.fork(3)

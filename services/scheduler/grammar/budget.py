@@ -10,7 +10,7 @@ import time
 
 from services.scheduler.grammar.state import GrammarOverrun
 
-START_MS = 400.0
+START_MS = 1000.0
 """Credit of a new request: first masks are slower, engines fill caches."""
 MASK_MS = 6.0
 """Credit that each mask adds."""
