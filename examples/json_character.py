@@ -1,4 +1,7 @@
-"""A character as JSON: the text has the schema's form by construction, so it can be parsed without a fallback."""
+"""A character as JSON: the text has the schema's form by construction, so it can be parsed without a fallback.
+
+Strings and numbers are bounded: a model that does not find an end must not run into `max_tokens` in the middle of one.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,17 @@ from examples.connect import connect
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string"},
+        "name": {"type": "string", "maxLength": 40},
         "house": {"enum": ["Gryffindor", "Slytherin", "Ravenclaw", "Hufflepuff"]},
-        "age": {"type": "integer"},
+        "age": {"type": "integer", "minimum": 0, "maximum": 1000},
         "wand": {
             "type": "object",
-            "properties": {"wood": {"type": "string"}, "length": {"type": "number"}},
-            "required": ["wood", "length"],
+            "properties": {
+                "wood": {"type": "string", "maxLength": 20},
+                "inches": {"type": "integer", "minimum": 1, "maximum": 30},
+            },
+            "required": ["wood", "inches"],
+            "additionalProperties": False,
         },
         "alive": {"type": "boolean"},
     },
