@@ -82,7 +82,7 @@ def _system(report: Report, folder: Path, args: argparse.Namespace) -> list[syst
             )
         )
     columns = ("task", "concurrency", "variant", "tokens_per_s", "latency_s", "ms_per_token", "tokens", "forced_share",
-               "valid", "steps", "step_ms", "mask_wait_ms", "mask_wait_share", "idle_share")  # fmt: skip
+               "ended", "steps", "step_ms", "mask_wait_ms", "mask_wait_share", "idle_share")  # fmt: skip
     report.table("tasks", columns, [[row[c] for c in columns] for row in rows])
     return rows
 

@@ -83,7 +83,7 @@ class Client:
             "tokens": round(statistics.mean(made), 1),
             "ms_per_token": round(1e3 * wall_s * concurrency / sum(made), 3),
             "forced_share": round(forced / sum(made), 3),
-            "valid": _valid(task, variant, outputs),
+            "ended": _ended(task, variant, outputs),
             **self.watch.figures(),
         }
 
@@ -107,13 +107,12 @@ def _sampling(task: Task, variant: str, tokens: int, number: int) -> dict[str, A
     }  # fmt: skip
 
 
-def _valid(task: Task, variant: str, outputs: list[Any]) -> str:
-    """How many outputs that ended by themselves there are; those match, or it is said how many do not."""
+def _ended(task: Task, variant: str, outputs: list[Any]) -> str:
+    """How many outputs ended by themselves, and how many of those do not fit the grammar, if there are any."""
     ended = [o["text"] for o in outputs if o["meta_info"]["finish_reason"]["type"] == "stop"]
     if variant == "no grammar":
         return "-"
-    pattern = task.constraint.get("regex")
-    wrong = 0 if pattern is None else sum(re.fullmatch(pattern, text) is None for text in ended)
+    wrong = sum(not task.fits(text) for text in ended)
     return f"{len(ended)}/{len(outputs)}" + (f", {wrong} WRONG" if wrong else "")
 
 

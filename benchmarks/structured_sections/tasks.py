@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
+
+import jsonschema
 
 _WORD = r"[a-zA-Z0-9 ]{1,16}"
 
@@ -90,6 +93,16 @@ class Task:
     def prompts(self, count: int) -> list[str]:
         """As many, no two equal."""
         return [f"{self.question} {_NAMES[i % len(_NAMES)]} (case {i}):\n" for i in range(count)]
+
+    def fits(self, text: str) -> bool:
+        """Whether a finished document is what the constraint asks for, judged by libraries of its own."""
+        if pattern := self.constraint.get("regex"):
+            return re.fullmatch(pattern, text) is not None
+        try:
+            jsonschema.validate(json.loads(text), json.loads(self.constraint["json_schema"]))
+        except (ValueError, jsonschema.ValidationError):
+            return False
+        return True
 
 
 TASKS = {
