@@ -20,7 +20,7 @@ from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
 from services.worker.kv_pool import KvPool
 from services.worker.loader import load_checkpoint, load_dummy
-from services.worker.models.linear import min_rows
+from services.worker.models.linear import can_pack, min_rows
 from services.worker.models.ops import LayerOps, layer_ops
 from services.worker.models.registry import Model, attention_windows, build_model
 from services.worker.rows import Rows
@@ -66,6 +66,8 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     elif config.attention_backend == config.kv_cache_dtype == "auto" and (built := built_modules(*flashinfer)):
         load_modules(built, None, log)
         backend = "flashinfer"
+    if device.type == "cpu" and not can_pack(dtype):
+        log.warning("this torch cannot reorder weights for oneDNN: matrix products will be slower", dtype=config.dtype)
     comm = _join(config, device, log)
     model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device, log)
     comm.wait_for_all(START_TIMEOUT_S)

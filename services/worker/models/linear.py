@@ -41,7 +41,10 @@ class Linear:
 
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch can reorder weights of `dtype` and then computes the same product."""
+    """Whether this build of torch can reorder weights of `dtype` and then computes the same product.
+
+    The operators are private to torch: a build without oneDNN lacks them, and a machine may refuse a dtype.
+    """
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(shape, generator=generator).to(dtype) for shape in ((8, 64), (32, 64)))
     try:

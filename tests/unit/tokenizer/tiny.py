@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from rhizome.models.resolve import DEFAULT_MODEL, resolve_model
 from shared.vocabulary import Vocabulary, load_vocabulary
 
 CORPUS = [
@@ -111,17 +111,13 @@ def vocabulary(tokenizer: Tokenizer, extra_ids: int = 3, **special_tokens: str) 
     return Vocabulary(copy, copy.get_vocab_size() + extra_ids, special_tokens)
 
 
-def real_folder() -> Path | None:
-    """SmolLM2's directory, where the default model has been fetched."""
-    home = Path(os.environ.get("RHIZOME_HOME", Path.home() / ".cache" / "rhizome"))
-    folder = home / "models" / "SmolLM2-135M-Instruct"
-    return folder if (folder / "tokenizer.json").is_file() else None
+def real_folder() -> Path:
+    """SmolLM2's directory; fetched by the first test that asks, if no server was started before."""
+    return resolve_model(DEFAULT_MODEL, print)
 
 
-def real_vocabulary() -> Vocabulary | None:
-    """SmolLM2's vocabulary, where it is there."""
-    folder = real_folder()
-    return None if folder is None else load_vocabulary(folder, 49152)
+def real_vocabulary() -> Vocabulary:
+    return load_vocabulary(real_folder(), 49152)
 
 
 def write_model(folder: Path, tokenizer: Tokenizer | None = None, **tokenizer_config: Any) -> Path:
