@@ -11,7 +11,7 @@ import orjson
 
 from services.gateway.grammar_bodies import JsonSchema, ResponseFormat, StructuredOutputs
 from services.gateway.native_bodies import NativeSampling
-from services.gateway.openai_bodies import ChatCompletionBody, CompletionBody
+from services.gateway.openai_bodies import GenerationFields
 from shared.errors import InvalidRequest
 from shared.grammar import GrammarKind, GrammarSpec
 
@@ -29,7 +29,7 @@ class Asked:
     source: str
 
 
-def grammar_of(body: ChatCompletionBody | CompletionBody | NativeSampling, prefix: str = "") -> GrammarSpec | None:
+def grammar_of(body: GenerationFields | NativeSampling, prefix: str = "") -> GrammarSpec | None:
     """What the body says about the form of the text, None when it says nothing.
 
     Args:
@@ -57,7 +57,7 @@ def grammar_of(body: ChatCompletionBody | CompletionBody | NativeSampling, prefi
 
 
 @contextlib.contextmanager
-def naming(body: ChatCompletionBody | CompletionBody) -> Iterator[None]:
+def naming(body: GenerationFields) -> Iterator[None]:
     """Faults of the grammar that are found behind the gateway get the client's name of its field."""
     try:
         yield
@@ -68,7 +68,7 @@ def naming(body: ChatCompletionBody | CompletionBody) -> Iterator[None]:
         raise InvalidRequest(fault.message, param=asked.param) from fault
 
 
-def _asked(body: ChatCompletionBody | CompletionBody | NativeSampling, prefix: str) -> Iterator[Asked]:
+def _asked(body: GenerationFields | NativeSampling, prefix: str) -> Iterator[Asked]:
     for name, read in _FIELDS.items():
         if (value := getattr(body, name, None)) is not None:
             yield from read(value, prefix + name)

@@ -82,14 +82,11 @@ class StreamOptions:
     include_usage: bool | None = about("Send a last chunk with the usage and no choices.")
 
 
-@dataclass(frozen=True, slots=True)
-class ChatCompletionBody:
-    """POST /v1/chat/completions."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationFields:
+    """What chat and text completions have in common."""
 
-    messages: list[ChatMessage]
     model: str | None = given("model")
-    max_completion_tokens: int | None = given("max_completion_tokens")
-    max_tokens: int | None = about("Most tokens to generate; by default as many as fit the context.")
     temperature: float | None = given("temperature")
     top_p: float | None = given("top_p")
     top_k: int | None = given("top_k")
@@ -108,6 +105,33 @@ class ChatCompletionBody:
     n: int | None = given("n")
     stream: bool | None = given("stream")
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = given("response_format")
+    json_schema: JsonSchema | None = given("json_schema")
+    regex: str | None = given("regex")
+    ebnf: str | None = given("ebnf")
+    choice: list[str] | None = given("choice")
+    structural_tag: JsonSchema | None = given("structural_tag")
+    structured_outputs: StructuredOutputs | None = given("structured_outputs")
+    guided_json: JsonSchema | None = given("guided_json")
+    guided_regex: str | None = given("guided_regex")
+    guided_choice: list[str] | None = given("guided_choice")
+    guided_grammar: str | None = given("guided_grammar")
+    max_whitespace: int | None = given("max_whitespace")
+    jump_forward: bool | None = given("jump_forward")
+    user: str | None = given("user")
+    priority: int | None = given("priority")
+    cache_salt: str | None = given("cache_salt")
+    rid: str | None = given("rid")
+    timeout_s: float | None = given("timeout_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatCompletionBody(GenerationFields):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = given("max_completion_tokens")
+    max_tokens: int | None = about("Most tokens to generate; by default as many as fit the context.")
     logprobs: bool | None = about("Return the log probability of each generated token.")
     top_logprobs: int | None = about("Alternatives per token, 0 to 20; needs logprobs.")
     add_generation_prompt: bool | None = about("Open the assistant's turn (default true).")
@@ -120,71 +144,16 @@ class ChatCompletionBody:
     )
     parallel_tool_calls: bool | None = about("false: at most one call per answer (default true).")
     separate_reasoning: bool | None = about("Put what the model thinks into reasoning_content (default true).")
-    response_format: ResponseFormat | None = given("response_format")
-    json_schema: JsonSchema | None = given("json_schema")
-    regex: str | None = given("regex")
-    ebnf: str | None = given("ebnf")
-    choice: list[str] | None = given("choice")
-    structural_tag: JsonSchema | None = given("structural_tag")
-    structured_outputs: StructuredOutputs | None = given("structured_outputs")
-    guided_json: JsonSchema | None = given("guided_json")
-    guided_regex: str | None = given("guided_regex")
-    guided_choice: list[str] | None = given("guided_choice")
-    guided_grammar: str | None = given("guided_grammar")
-    max_whitespace: int | None = given("max_whitespace")
-    jump_forward: bool | None = given("jump_forward")
-    user: str | None = given("user")
-    priority: int | None = given("priority")
-    cache_salt: str | None = given("cache_salt")
-    rid: str | None = given("rid")
-    timeout_s: float | None = given("timeout_s")
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionBody:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionBody(GenerationFields):
     """POST /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]] = dataclasses.field(
         metadata={"help": "Text or token ids, or a list of either: one answer each."}
     )
-    model: str | None = given("model")
     max_tokens: int | None = about("Most tokens to generate (default 16). 0 = compute the prompt only, see echo.")
-    temperature: float | None = given("temperature")
-    top_p: float | None = given("top_p")
-    top_k: int | None = given("top_k")
-    min_p: float | None = given("min_p")
-    presence_penalty: float | None = given("presence_penalty")
-    frequency_penalty: float | None = given("frequency_penalty")
-    repetition_penalty: float | None = given("repetition_penalty")
-    logit_bias: dict[str, float] | None = given("logit_bias")
-    seed: int | None = given("seed")
-    stop: str | list[str] | None = given("stop")
-    stop_token_ids: list[int] | None = given("stop_token_ids")
-    min_tokens: int | None = given("min_tokens")
-    ignore_eos: bool | None = given("ignore_eos")
-    skip_special_tokens: bool | None = given("skip_special_tokens")
-    include_stop_str_in_output: bool | None = given("include_stop_str_in_output")
-    n: int | None = given("n")
     best_of: int | None = about("Accepted only when equal to n.")
-    stream: bool | None = given("stream")
-    stream_options: StreamOptions | None = None
     logprobs: int | None = about("Return log probabilities, with that many alternatives per token, 0 to 20.")
     echo: bool | None = about("Put the prompt before the text; with logprobs, its log probabilities too.")
-    response_format: ResponseFormat | None = given("response_format")
-    json_schema: JsonSchema | None = given("json_schema")
-    regex: str | None = given("regex")
-    ebnf: str | None = given("ebnf")
-    choice: list[str] | None = given("choice")
-    structural_tag: JsonSchema | None = given("structural_tag")
-    structured_outputs: StructuredOutputs | None = given("structured_outputs")
-    guided_json: JsonSchema | None = given("guided_json")
-    guided_regex: str | None = given("guided_regex")
-    guided_choice: list[str] | None = given("guided_choice")
-    guided_grammar: str | None = given("guided_grammar")
-    max_whitespace: int | None = given("max_whitespace")
-    jump_forward: bool | None = given("jump_forward")
-    user: str | None = given("user")
-    priority: int | None = given("priority")
-    cache_salt: str | None = given("cache_salt")
-    rid: str | None = given("rid")
-    timeout_s: float | None = given("timeout_s")

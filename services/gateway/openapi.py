@@ -110,7 +110,7 @@ def _fields(body: dict[str, Any]) -> str:
     rows = "".join(
         f"<tr><td><code>{name}</code>{' *' if name in required else ''}</td>"
         f"<td>{_escaped(field.get('description', ''))}</td></tr>"
-        for name, field in body["properties"].items()
+        for name, field in sorted(body["properties"].items(), key=lambda item: item[0] not in required)
     )
     return f"<details><summary>Body (* required)</summary><table>{rows}</table></details>"
 

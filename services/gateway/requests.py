@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from services.gateway.config import GatewayConfig
 from services.gateway.native_bodies import NativeSampling
-from services.gateway.openai_bodies import ChatCompletionBody, ChatMessage, CompletionBody, StreamOptions
+from services.gateway.openai_bodies import ChatMessage, GenerationFields, StreamOptions
 from shared import messages as m
 from shared import schema
 from shared.errors import InvalidRequest
@@ -25,7 +25,7 @@ _OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 _NATIVE_NAMES = {"min_tokens": "min_new_tokens"}
 
 
-def openai_sampling(body: ChatCompletionBody | CompletionBody, max_new_tokens: int | None) -> SamplingParams:
+def openai_sampling(body: GenerationFields, max_new_tokens: int | None) -> SamplingParams:
     """Sampling parameters of an OpenAI body.
 
     Raises:
@@ -50,7 +50,7 @@ def native_sampling(body: NativeSampling, default_max_new_tokens: int) -> Sampli
 
 
 def _sampling(
-    body: ChatCompletionBody | CompletionBody | NativeSampling,
+    body: GenerationFields | NativeSampling,
     max_new_tokens: int | None,
     min_new_tokens: int | None,
     seed: int | None,

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.scheduler.grammar.budget import MaskBudget
-from services.scheduler.grammar.forced import forced_tokens
-from services.scheduler.grammar.masks import clear_bits, only_bit, set_bits
+from services.scheduler.grammar.matcher_state import MatcherState
 from services.scheduler.grammar.state import GrammarOverrun
 from services.scheduler.grammar.vocabulary import Vocabulary
 from shared.errors import InvalidRequest
@@ -89,25 +86,19 @@ class LlguidanceGrammar:
         self.size_bytes = size_bytes
 
     def start(self, stop_ids: frozenset[int]) -> _State:
-        return _State(self, frozenset(i for i in stop_ids if 0 <= i < self.engine.vocabulary.size))
+        return _State(self, stop_ids)
 
 
-class _State:
-    """See `state.GrammarState`. The library's own end token (id V) is never shown to anybody."""
+class _State(MatcherState):
+    """See `MatcherState`."""
 
-    __slots__ = ("_budget", "_engine", "_matcher", "_stop_ids", "_stops_taken", "_words")
+    __slots__ = ("_known", "_matcher", "_words")
 
     def __init__(self, grammar: LlguidanceGrammar, stop_ids: frozenset[int]) -> None:
-        self._engine = grammar.engine
+        super().__init__(grammar.engine.vocabulary, stop_ids)
+        self._known = grammar.engine.known
         self._matcher = grammar.matcher.deep_copy()
-        self._stop_ids = stop_ids
-        self._stops_taken = 0
-        self._words = np.zeros(self._engine.words, np.int32)
-        self._budget = MaskBudget()
-
-    @property
-    def ended(self) -> bool:
-        return self._stops_taken > 0
+        self._words = np.zeros(grammar.engine.words, np.int32)
 
     @property
     def complete(self) -> bool:
@@ -117,53 +108,21 @@ class _State:
     def exhausted(self) -> bool:
         return bool(self._matcher.is_stopped()) and self.complete
 
-    def accept(self, token_id: int) -> bool:
-        if self._stops_taken:
-            return False
-        if token_id in self._stop_ids:
-            self._stops_taken = int(self.complete)
-            return self._stops_taken > 0
-        known = self._engine.known
-        return (
-            0 <= token_id < len(known) and known[token_id] and bool(self._matcher.try_consume_tokens([token_id]) == 1)
-        )
-
-    def rollback(self, count: int) -> None:
-        stops = min(count, self._stops_taken)
-        self._stops_taken -= stops
-        if count > stops:
-            done = self._matcher.rollback(count - stops)
-            assert done, f"cannot take {count} tokens back: {self._matcher.get_error()}"
-
-    def fill(self, mask: NDArray[np.int32]) -> None:
-        assert not self._stops_taken, "nothing may follow a stop token"
-        words = self._compute()
-        mask[:] = words[: len(mask)]
-        if not mask.any() and not self.complete:
-            raise GrammarOverrun("the grammar came to a place where no token of this model can follow")
-
-    def _compute(self) -> NDArray[np.int32]:
-        """The mask in [ceil((V + 1) / 32)] words, stop ids as they should be."""
-        self._budget.begin()
-        self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
-        if self._matcher.is_error():
-            raise GrammarOverrun(f"the grammar is too expensive to follow: {_reason(self._matcher)}")
-        self._budget.end()
-        clear_bits(self._words, (self._engine.vocabulary.size,))
-        (set_bits if self.complete else clear_bits)(self._words, self._stop_ids)
-        return self._words
-
-    def only_token(self) -> int | None:
-        try:
-            return only_bit(self._compute())
-        except GrammarOverrun:
-            return None
-
     def forced_text(self) -> bytes:
         return bytes(self._matcher.compute_ff_bytes())
 
-    def forced(self, context: Sequence[int], limit: int) -> list[int]:
-        return forced_tokens(self, self._engine.vocabulary, self._stop_ids, context, limit)
+    def _take(self, token_id: int) -> bool:
+        return self._known[token_id] and bool(self._matcher.try_consume_tokens([token_id]) == 1)
+
+    def _take_back(self, count: int) -> None:
+        done = self._matcher.rollback(count)
+        assert done, f"cannot take {count} tokens back: {self._matcher.get_error()}"
+
+    def _matcher_mask(self) -> NDArray[np.int32]:
+        self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        if self._matcher.is_error():
+            raise GrammarOverrun(f"the grammar is too expensive to follow: {_reason(self._matcher)}")
+        return self._words
 
 
 class _Wrapper:

@@ -8,17 +8,15 @@ brings torch and transformers with it, which nothing here uses.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from services.scheduler.grammar.budget import MaskBudget
-from services.scheduler.grammar.forced import forced_tokens
 from services.scheduler.grammar.json_grammar import checked_schema
-from services.scheduler.grammar.masks import clear_bits, only_bit, set_bits
+from services.scheduler.grammar.masks import clear_bits
+from services.scheduler.grammar.matcher_state import MatcherState
 from services.scheduler.grammar.regex_check import check_regex
 from services.scheduler.grammar.schema_check import Schema, SchemaFault, parse_schema, subschemas
 from services.scheduler.grammar.sources import parse_choices
@@ -83,27 +81,20 @@ class XgrammarGrammar:
         self.size_bytes = int(compiled.memory_size_bytes)
 
     def start(self, stop_ids: frozenset[int]) -> _State:
-        return _State(self, frozenset(i for i in stop_ids if 0 <= i < self.engine.vocabulary.size))
+        return _State(self, stop_ids)
 
 
-class _State:
-    """See `state.GrammarState`."""
+class _State(MatcherState):
+    """See `MatcherState`."""
 
-    __slots__ = ("_budget", "_engine", "_matcher", "_stop_ids", "_stops_taken", "_words")
+    __slots__ = ("_matcher", "_words")
 
     def __init__(self, grammar: XgrammarGrammar, stop_ids: frozenset[int]) -> None:
         import xgrammar
 
-        self._engine = grammar.engine
+        super().__init__(grammar.engine.vocabulary, stop_ids)
         self._matcher: Any = xgrammar.GrammarMatcher(grammar.compiled)
-        self._stop_ids = stop_ids
-        self._stops_taken = 0
-        self._words = np.zeros((1, self._engine.words), np.int32)
-        self._budget = MaskBudget()
-
-    @property
-    def ended(self) -> bool:
-        return self._stops_taken > 0
+        self._words = np.zeros((1, grammar.engine.words), np.int32)
 
     @property
     def complete(self) -> bool:
@@ -113,44 +104,9 @@ class _State:
     def exhausted(self) -> bool:
         if not self.complete:
             return False
-        words = self._compute()
+        words = self._mask()
         clear_bits(words, self._stop_ids)
         return not words.any()
-
-    def accept(self, token_id: int) -> bool:
-        if self._stops_taken:
-            return False
-        if token_id in self._stop_ids:
-            self._stops_taken = int(self.complete)
-            return self._stops_taken > 0
-        return 0 <= token_id < self._engine.vocabulary.size and bool(self._matcher.accept_token(token_id))
-
-    def rollback(self, count: int) -> None:
-        stops = min(count, self._stops_taken)
-        self._stops_taken -= stops
-        if count > stops:
-            self._matcher.rollback(count - stops)
-
-    def fill(self, mask: NDArray[np.int32]) -> None:
-        assert not self._stops_taken, "nothing may follow a stop token"
-        mask[:] = self._compute()[: len(mask)]
-        if not mask.any() and not self.complete:
-            raise GrammarOverrun("the grammar came to a place where no token of this model can follow")
-
-    def _compute(self) -> NDArray[np.int32]:
-        self._budget.begin()
-        self._matcher.fill_next_token_bitmask(self._words, 0)
-        self._budget.end()
-        words = self._words[0]
-        clear_bits(words, (self._engine.vocabulary.size,))
-        (set_bits if self.complete else clear_bits)(words, self._stop_ids)
-        return words
-
-    def only_token(self) -> int | None:
-        try:
-            return only_bit(self._compute())
-        except GrammarOverrun:
-            return None
 
     def forced_text(self) -> bytes:
         try:
@@ -158,8 +114,16 @@ class _State:
         except UnicodeDecodeError:  # within a character
             return b""
 
-    def forced(self, context: Sequence[int], limit: int) -> list[int]:
-        return forced_tokens(self, self._engine.vocabulary, self._stop_ids, context, limit)
+    def _take(self, token_id: int) -> bool:
+        return bool(self._matcher.accept_token(token_id))
+
+    def _take_back(self, count: int) -> None:
+        self._matcher.rollback(count)
+
+    def _matcher_mask(self) -> NDArray[np.int32]:
+        self._matcher.fill_next_token_bitmask(self._words, 0)
+        words: NDArray[np.int32] = self._words[0]
+        return words
 
 
 def _compile(compiler: Any, spec: GrammarSpec) -> Any:

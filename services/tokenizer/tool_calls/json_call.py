@@ -8,6 +8,7 @@ import orjson
 
 from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event, Functions
 from services.tokenizer.tool_calls.json_span import JsonSpan
+from services.tokenizer.tool_calls.streamed_call import StreamedCall
 
 ARGUMENTS = ("arguments", "parameters")
 FIRST_KEYS = frozenset({"name", "type", "id", *ARGUMENTS})
@@ -16,13 +17,11 @@ WHITESPACE = " \t\r\n"
 _State = Literal["open", "key or close", "key", "colon", "value", "in value", "comma or close"]
 
 
-class JsonCall:
+class JsonCall(StreamedCall):
     """Arguments are given as they come, once the name is known. Other keys are skipped."""
 
     def __init__(self, functions: Functions) -> None:
-        self._functions = functions
-        self.done = self.failed = self.started = False
-        self.raw = ""
+        super().__init__(functions)
         self._state: _State = "open"
         self._span = JsonSpan()
         self._lexeme = ""  # the key or value that is being read
@@ -30,14 +29,6 @@ class JsonCall:
         self._key = ""
         self._name: str | None = None
         self._arguments = ""  # that came before the name
-
-    def feed(self, text: str, at: int, out: list[Event]) -> int:
-        while at < len(text) and not (self.done or self.failed):
-            before, after = self.started, self._step(text, at, out)
-            if not before and not self.started:
-                self.raw += text[at:after]
-            at = after
-        return at
 
     def _step(self, text: str, at: int, out: list[Event]) -> int:
         """One character of punctuation, or as much of a key or value as there is."""

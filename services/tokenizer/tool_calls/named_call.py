@@ -8,29 +8,20 @@ from typing import Literal
 from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event, Functions
 from services.tokenizer.tool_calls.json_call import WHITESPACE
 from services.tokenizer.tool_calls.json_span import JsonSpan
+from services.tokenizer.tool_calls.streamed_call import StreamedCall
 
 ARGS, CALL_ID = "[ARGS]", "[CALL_ID]"
 _NO_NAME = re.compile(r"[^\w.:-]", re.ASCII)
 
 
-class NamedCall:
+class NamedCall(StreamedCall):
     """Arguments are given as they come."""
 
     def __init__(self, functions: Functions) -> None:
-        self._functions = functions
-        self.done = self.failed = self.started = False
-        self.raw = ""
+        super().__init__(functions)
         self._state: Literal["name", "mark", "id", "arguments"] = "name"
         self._name = self._mark = ""
         self._span = JsonSpan()
-
-    def feed(self, text: str, at: int, out: list[Event]) -> int:
-        while at < len(text) and not (self.done or self.failed):
-            before, after = self.started, self._step(text, at, out)
-            if not before and not self.started:
-                self.raw += text[at:after]
-            at = after
-        return at
 
     def _step(self, text: str, at: int, out: list[Event]) -> int:
         if self.started:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import orjson
 
 from services.tokenizer.tool_calls.events import CallArguments, CallStart, Event, Functions
+from services.tokenizer.tool_calls.streamed_call import StreamedCall
 
 OPEN, PARAMETER, VALUE_END, CLOSE = "<function=", "<parameter=", "</parameter>", "</function>"
 WHITESPACE = " \t\r\n"
@@ -18,25 +19,15 @@ _TYPES: dict[type, str] = {
 }  # fmt: skip
 
 
-class XmlCall:
+class XmlCall(StreamedCall):
     """Arguments are given one by one, as JSON."""
 
     def __init__(self, functions: Functions) -> None:
-        self._functions = functions
-        self.done = self.failed = self.started = False
-        self.raw = ""
+        super().__init__(functions)
         self._state: Literal["open", "name", "body", "key", "value"] = "open"
         self._word = ""  # the marker, name or value that is being read
         self._name = self._key = ""
         self._count = 0  # arguments so far
-
-    def feed(self, text: str, at: int, out: list[Event]) -> int:
-        while at < len(text) and not (self.done or self.failed):
-            before, after = self.started, self._step(text, at, out)
-            if not before and not self.started:
-                self.raw += text[at:after]
-            at = after
-        return at
 
     def _step(self, text: str, at: int, out: list[Event]) -> int:
         char = text[at]

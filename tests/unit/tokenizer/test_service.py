@@ -1,28 +1,19 @@
-"""The service on a bus, with a scripted scheduler and a client on the other side."""
+"""Requests on their way through the service: encoded, queued, answered, refused, lost, drained."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from services.tokenizer.config import TokenizerConfig
-from services.tokenizer.encoder import Encoder
-from services.tokenizer.model import load_model
-from services.tokenizer.service import TokenizerService
-from shared import log, wire
 from shared import messages as m
-from shared.actor import Actor
 from shared.bus import Bus, LocalBus
-from shared.config import CommonConfig
 from shared.errors import (
     Aborted,
     ContextLengthExceeded,
@@ -31,104 +22,10 @@ from shared.errors import (
     RhizomeError,
     Unavailable,
 )
-from shared.messages.generation import ABORTED, LENGTH, RUNNING
+from shared.messages.generation import ABORTED, LENGTH
 from shared.sampling import SamplingParams
 from tests.unit.tokenizer import tiny
-
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-REPLY = "client.deltas"
-
-
-@dataclass
-class FakeScheduler:
-    """Accepts requests and aborts, and says what the test tells it to say."""
-
-    bus: Bus
-    actor: Actor
-    tokenizer_id: str
-    refusal: RhizomeError | None = None
-    early: list[list[int]] = field(default_factory=list)
-    """Tokens sent before the request is answered."""
-    requests: asyncio.Queue[m.TokenizedRequest] = field(default_factory=asyncio.Queue)
-    aborts: asyncio.Queue[m.AbortHandles] = field(default_factory=asyncio.Queue)
-    hold: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def id(self) -> str:
-        return self.actor.id
-
-    async def start(self) -> None:
-        self.hold.set()
-        subjects = self.actor.subjects
-        await self.actor.serve(subjects.schedule, m.TokenizedRequest, self._schedule, "scheduler")
-        await self.actor.on(subjects.scheduler_abort(self.id), m.AbortHandles, self.aborts.put)
-        await self.bus.flush()
-
-    async def _schedule(self, request: m.TokenizedRequest) -> m.Queued:
-        await self.requests.put(request)
-        total = 0
-        for ids in self.early:
-            total += len(ids)
-            await self.say(request.handle, ids, total)
-        await self.hold.wait()
-        if self.refusal is not None:
-            raise self.refusal
-        return m.Queued(self.id)
-
-    async def say(self, handle: int, ids: list[int], total: int, finish: int = RUNNING) -> None:
-        batch = m.TokenBatch(
-            self.id, np.array([handle], np.uint32), np.array([len(ids)], np.int32), np.array([total], np.int32),
-            np.array(ids, np.int32), np.array([finish], np.uint8), np.array([0], np.int32),
-        )  # fmt: skip
-        await self.actor.send(self.actor.subjects.tokenizer_tokens(self.tokenizer_id), batch)
-
-
-class Client:
-    """Asks on the public subjects and gathers its deltas."""
-
-    def __init__(self, bus: Bus, actor: Actor) -> None:
-        self.actor, self._bus = actor, bus
-        self.deltas: asyncio.Queue[m.TextDelta] = asyncio.Queue()
-
-    async def listen(self, reply: str = REPLY) -> None:
-        async def take(data: bytes, _: str) -> None:
-            for delta in wire.decode(m.TextDeltas, data).deltas:
-                self.deltas.put_nowait(delta)
-
-        await self._bus.subscribe(reply, take)
-        await self._bus.flush()
-
-    async def generate(self, rid: str = "r", reply: str = REPLY, **fields: Any) -> m.Accepted:
-        if not fields.keys() & {"chat", "text", "input_ids"}:
-            fields["text"] = "The dog"
-        request = m.GenerateRequest(rid, reply, **fields)
-        return await self.actor.ask(self.actor.subjects.generate, request, m.Accepted)
-
-    async def ending(self) -> m.TextDelta:
-        while True:
-            delta = await self.deltas.get()
-            if delta.finish_reason is not None:
-                return delta
-
-
-@dataclass
-class Stack:
-    """Everything a test talks to."""
-
-    service: TokenizerService
-    encoder: Encoder
-    actor: Actor
-    scheduler: FakeScheduler
-    client: Client
-
-    def ids(self, text: str) -> list[int]:
-        return tiny.vocabulary(tiny.byte_level()).encode(text, add_special_tokens=False)
-
-    def beat(self, service: str, instance: str) -> m.Heartbeat:
-        return m.Heartbeat(service, instance, instance, "ready", 1, "host", time.time())
+from tests.unit.tokenizer.service_stack import TEMPLATE, Stack, build
 
 
 @pytest.fixture(scope="module")
@@ -146,33 +43,6 @@ async def stack(folder: Path, bus: Bus) -> AsyncIterator[Stack]:
 async def local(folder: Path) -> AsyncIterator[Stack]:
     async for built in build(folder, LocalBus(), max_streams=2):
         yield built
-
-
-@pytest.fixture
-async def big(tmp_path: Path) -> AsyncIterator[Stack]:
-    """A model with room for tools."""
-    folder = tiny.write_model(tmp_path / "big", chat_template=TEMPLATE)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
-    async for built in build(folder, LocalBus()):
-        yield built
-
-
-async def build(folder: Path, bus: Bus, max_streams: int = 100) -> AsyncIterator[Stack]:
-    common = CommonConfig(deployment=f"t{time.monotonic_ns()}")
-    config = TokenizerConfig(model_path=str(folder), common=common)
-    quiet = log.setup("tokenizer", "error")
-    actor = Actor("tokenizer", common, bus, quiet)
-    encoder = Encoder(threads=1, max_pending=2)
-    service = TokenizerService(actor, load_model(config), encoder, max_streams)
-    scheduler = FakeScheduler(bus, Actor("scheduler", common, bus, quiet), actor.id)
-    client = Client(bus, Actor("gateway", common, bus, quiet))
-    await scheduler.start()
-    await service.start()
-    await client.listen()
-    yield Stack(service, encoder, actor, scheduler, client)
-    encoder.close()
-    await actor.stop("test ended")
 
 
 async def test_a_text_request_is_encoded_queued_and_answered_in_deltas(stack: Stack) -> None:
@@ -431,45 +301,3 @@ async def test_metrics_count_streams_and_tokens(local: Stack) -> None:
     assert value("rhizome_num_streams") == 1
     assert value("rhizome_detokenized_tokens_total") == len(local.ids("fox"))
     assert value("rhizome_encode_seconds_count") == 1
-
-
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-
-
-async def test_a_grammar_that_the_tools_made_is_refused_in_their_name(big: Stack) -> None:
-    chat = m.ChatInput([{"role": "user", "content": "2+2"}], tools=[TOOL], tool_choice="required")
-    big.scheduler.refusal = InvalidRequest("no such keyword", param="structural_tag")
-    with pytest.raises(InvalidRequest) as refusal:
-        await big.client.generate(chat=chat)
-    assert refusal.value.param == "tools"
-    big.scheduler.refusal = None
-    await big.client.generate(chat=chat)
-    await big.scheduler.requests.get()
-    request = await big.scheduler.requests.get()
-    assert request.grammar is not None
-    assert request.grammar.kind == "structural_tag"
-    answer = big.ids('<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>')
-    await big.scheduler.say(request.handle, answer, len(answer), LENGTH)
-    delta = await big.client.ending()
-    assert [(c.index, c.name, c.arguments) for c in delta.tool_calls or ()] == [(0, "add", '{"a": 2}')]
-    assert (delta.text, delta.finish_reason, delta.token_ids) == ("", "length", answer)
-
-
-async def test_a_grammar_that_fails_while_it_is_compiled_fails_in_its_name_too(big: Stack) -> None:
-    chat = m.ChatInput([{"role": "user", "content": "2+2"}], tools=[TOOL], tool_choice="required")
-    await big.client.generate(chat=chat)
-    handle = (await big.scheduler.requests.get()).handle
-    none, info = np.array([], np.int32), m.ErrorInfo("invalid_request", "too large", "structural_tag")
-    batch = m.TokenBatch(
-        big.scheduler.id, np.array([], np.uint32), none, none, none, np.array([], np.uint8), none,
-        errors=[m.TokenError(handle, info)],
-    )  # fmt: skip
-    await big.scheduler.actor.send(big.actor.subjects.tokenizer_tokens(big.actor.id), batch)
-    assert (await big.client.ending()).error == m.ErrorInfo("invalid_request", "too large", "tools")
-
-
-async def test_tokenize_shows_the_prompt_that_generate_would_use(big: Stack) -> None:
-    chat = m.ChatInput([{"role": "user", "content": "2+2"}], tools=[TOOL])
-    tokens = await big.client.actor.ask(big.actor.subjects.tokenize, m.Tokenize(chat=chat), m.Tokens)
-    await big.client.generate(chat=chat)
-    assert (await big.scheduler.requests.get()).input_ids.tolist() == tokens.token_ids

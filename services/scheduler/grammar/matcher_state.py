@@ -1,0 +1,105 @@
+"""What the states of all backends have in common: a library's matcher, beside which stop tokens are counted.
+
+The libraries never see a stop token, which may be any token that the request names.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.scheduler.grammar.budget import MaskBudget
+from services.scheduler.grammar.forced import forced_tokens
+from services.scheduler.grammar.masks import clear_bits, only_bit, set_bits
+from services.scheduler.grammar.state import GrammarOverrun
+from services.scheduler.grammar.vocabulary import Vocabulary
+
+
+class MatcherState(ABC):
+    """Implements `state.GrammarState` and `forced.ForcedState` on the methods below."""
+
+    __slots__ = ("_budget", "_stop_ids", "_stops_taken", "_vocabulary")
+
+    def __init__(self, vocabulary: Vocabulary, stop_ids: frozenset[int]) -> None:
+        """
+        Args:
+            stop_ids: those that the vocabulary lacks are left out.
+        """
+        self._vocabulary = vocabulary
+        self._stop_ids = frozenset(i for i in stop_ids if 0 <= i < vocabulary.size)
+        self._stops_taken = 0
+        self._budget = MaskBudget()
+
+    @property
+    @abstractmethod
+    def complete(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def exhausted(self) -> bool: ...
+
+    @abstractmethod
+    def forced_text(self) -> bytes: ...
+
+    @abstractmethod
+    def _take(self, token_id: int) -> bool:
+        """Let the matcher take a token that is no stop token; False, and nothing changes, when it is not allowed."""
+
+    @abstractmethod
+    def _take_back(self, count: int) -> None:
+        """Let the matcher forget its last `count` tokens."""
+
+    @abstractmethod
+    def _matcher_mask(self) -> NDArray[np.int32]:
+        """The matcher's mask in [ceil((V + 1) / 32)] words, in memory that the state keeps.
+
+        Bit V is the end token by which the matcher is made to know none of the model's.
+
+        Raises:
+            GrammarOverrun: the matcher's own limits are used up.
+        """
+
+    @property
+    def ended(self) -> bool:
+        return self._stops_taken > 0
+
+    def accept(self, token_id: int) -> bool:
+        if self._stops_taken:
+            return False
+        if token_id in self._stop_ids:
+            self._stops_taken = int(self.complete)
+            return self._stops_taken > 0
+        return 0 <= token_id < self._vocabulary.size and self._take(token_id)
+
+    def rollback(self, count: int) -> None:
+        stops = min(count, self._stops_taken)
+        self._stops_taken -= stops
+        if count > stops:
+            self._take_back(count - stops)
+
+    def fill(self, mask: NDArray[np.int32]) -> None:
+        assert not self._stops_taken, "nothing may follow a stop token"
+        mask[:] = self._mask()[: len(mask)]
+        if not mask.any() and not self.complete:
+            raise GrammarOverrun("the grammar came to a place where no token of this model can follow")
+
+    def only_token(self) -> int | None:
+        try:
+            return only_bit(self._mask())
+        except GrammarOverrun:
+            return None
+
+    def forced(self, context: Sequence[int], limit: int) -> list[int]:
+        return forced_tokens(self, self._vocabulary, self._stop_ids, context, limit)
+
+    def _mask(self) -> NDArray[np.int32]:
+        """The matcher's mask with the stop ids as they should be, and no end token."""
+        self._budget.begin()
+        words = self._matcher_mask()
+        self._budget.end()
+        clear_bits(words, (self._vocabulary.size,))
+        (set_bits if self.complete else clear_bits)(words, self._stop_ids)
+        return words
