@@ -11,13 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from services.scheduler.grammar import Grammar
 from shared.errors import RhizomeError
 
-I32 = npt.NDArray[np.int32]
 MOST_FORCED = 256
 """Tokens of a run that are looked for at a time."""
 CONTEXT_TOKENS = 16
@@ -27,7 +23,7 @@ CONTEXT_TOKENS = 16
 class Constraint:
     """Lives as long as its request; owned by the event loop."""
 
-    def __init__(self, grammar: Grammar, stop_ids: frozenset[int], vocab_size: int, *, jump_forward: bool) -> None:
+    def __init__(self, grammar: Grammar, stop_ids: frozenset[int], *, jump_forward: bool) -> None:
         """
         Args:
             stop_ids: tokens that end the text, allowed where it is complete.
@@ -36,8 +32,6 @@ class Constraint:
         self._jump = jump_forward
         self.forced: list[int] = []
         """Tokens that must follow the known ones."""
-        self._mask: I32 = np.zeros(-(-vocab_size // 32), np.int32)
-        self._filled = False
 
     @property
     def ended(self) -> bool:
@@ -57,8 +51,6 @@ class Constraint:
                     raise RhizomeError(f"token {token} was sampled where the grammar forces {expected}")
             elif not self._state.accept(token):
                 raise RhizomeError(f"token {token} was sampled where the grammar does not allow it")
-            else:
-                self._filled = False
 
     def look_ahead(self, known: Sequence[int], most: int, stop_ids: frozenset[int]) -> None:
         """Find the run that must follow, if there is one.
@@ -70,17 +62,10 @@ class Constraint:
         """
         if not self._jump or self.forced or most < 1 or self._state.ended:
             return
-        for token in self._state.forced(known, min(most, MOST_FORCED)):
-            if token in stop_ids:
-                break
-            accepted = self._state.accept(token)
-            assert accepted, "a forced token is allowed"
-            self.forced.append(token)
-            self._filled = False
+        self.forced = self._state.take_forced(known, min(most, MOST_FORCED), stop_ids)
 
-    def allowed(self, ahead: int) -> int | I32 | None:
-        """What may be sampled `ahead` tokens after the known ones: one token, or a mask that is valid until the next
-        call of this; None = not known yet.
+    def allowed(self, ahead: int) -> int | bytes | None:
+        """What may be sampled `ahead` tokens after the known ones: one token, or a mask; None = not known yet.
 
         Raises:
             GrammarOverrun: nothing may, or the grammar takes too long to say.
@@ -89,7 +74,4 @@ class Constraint:
             return self.forced[ahead]
         if ahead > len(self.forced):
             return None
-        if not self._filled:
-            self._state.fill(self._mask)
-            self._filled = True
-        return self._mask
+        return self._state.mask()

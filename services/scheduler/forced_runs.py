@@ -74,7 +74,7 @@ def masks(engine: Engine, record: InFlight) -> list[m.StepMasks]:
     """The masks of a plan under way, once they are known for all its rows."""
     if not record.masked:
         return []
-    wanted: list[tuple[int, int | I32 | None]] = []
+    wanted: list[tuple[int, int | bytes | None]] = []
     known = engine.pool.rows.out_known
     for masked in record.masked:
         req = masked.req

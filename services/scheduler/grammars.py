@@ -17,8 +17,6 @@ class Grammars:
         self._config = config
         self._loading: asyncio.Future[Vocabulary] | None = None
         self._compiler: Compiler | None = None
-        self.vocab_size = 0
-        """Of the masks; known once a grammar was compiled."""
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
         """The grammar of a spec.
@@ -40,7 +38,6 @@ class Grammars:
             except ConfigError as fault:
                 raise InvalidRequest(f"this model cannot be constrained: {fault.message}", param=spec.kind) from fault
             if self._compiler is None:
-                self.vocab_size = vocabulary.size
                 self._compiler = Compiler(
                     vocabulary, backend=config.grammar_backend, timeout_s=config.grammar_timeout_s,
                     memory_bytes=config.grammar_memory_bytes, cache_bytes=config.grammar_cache_bytes,

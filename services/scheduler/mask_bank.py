@@ -32,12 +32,12 @@ class MaskBank:
         """Rows given a mask, masks that had to be sent for them, and their bytes."""
 
     def message(
-        self, engine_id: str, session: str, seq: int, wanted: list[tuple[int, int | I32 | None]]
+        self, engine_id: str, session: str, seq: int, wanted: list[tuple[int, int | bytes | None]]
     ) -> list[m.StepMasks]:
         """The messages that give rows their masks, usually one.
 
         Args:
-            wanted: row and what it may sample: one token, a mask [ceil(V / 32)] int32, or anything (None).
+            wanted: row and what it may sample: one token, a mask (int32 [ceil(V / 32)]), or anything (None).
         """
         out: list[m.StepMasks] = []
         at = 0
@@ -52,16 +52,15 @@ class MaskBank:
             out.append(draft.finish(engine_id, session, seq, self._words))
         return out
 
-    def _slot(self, what: int | I32, draft: _Draft) -> int:
+    def _slot(self, what: int | bytes, draft: _Draft) -> int:
         self.looked_up += 1
-        key = what if isinstance(what, int) else what.tobytes()
-        slot = self._slot_of.get(key)
+        slot = self._slot_of.get(what)
         if slot is not None:
-            self._slot_of.move_to_end(key)
+            self._slot_of.move_to_end(what)
             draft.used.add(slot)
             return slot
         slot = len(self._slot_of) if len(self._slot_of) < self.num_slots else self._evict(draft)
-        self._slot_of[key] = slot
+        self._slot_of[what] = slot
         self.travelled += 1
         draft.used.add(slot)
         draft.add(slot, what)
@@ -87,16 +86,19 @@ class _Draft:
         self._whole: list[tuple[int, I32]] = []
         self._lists: list[tuple[int, I32]] = []
 
-    def add(self, slot: int, what: int | I32) -> None:
+    def add(self, slot: int, what: int | bytes) -> None:
         """New contents of a slot."""
-        tokens = np.array([what], np.int32) if isinstance(what, int) else allowed_tokens(what, LIST_TOKENS)
-        if tokens is not None:
+        if isinstance(what, int):
+            tokens: I32 | None = np.array([what], np.int32)
+        else:
+            mask = np.frombuffer(what, np.int32)
+            tokens = allowed_tokens(mask, LIST_TOKENS)
+        if tokens is None:
+            self._whole.append((slot, mask))
+            self.bytes += 4 + mask.nbytes
+        else:
             self._lists.append((slot, tokens))
             self.bytes += 8 + tokens.nbytes
-        else:
-            assert not isinstance(what, int)
-            self._whole.append((slot, what.copy()))
-            self.bytes += 4 + what.nbytes
 
     def finish(self, engine_id: str, session: str, seq: int, words: int) -> m.StepMasks:
         whole, lists = self._whole, self._lists

@@ -93,12 +93,8 @@ class Scheduler:
             self._compiling += 1
         return req, m.Queued(scheduler_id=self.id, ledger=self._ledgers.number)
 
-    def compiled(self, req: Req, outcome: Grammar | RhizomeError, vocab_size: int) -> None:
-        """A waiting request's grammar is ready, or the reason why it cannot be; ended requests are left alone.
-
-        Args:
-            vocab_size: of the grammar's masks.
-        """
+    def compiled(self, req: Req, outcome: Grammar | RhizomeError) -> None:
+        """A waiting request's grammar is ready, or the reason why it cannot be; ended requests are left alone."""
         self._compiling -= 1
         if req.done:
             return
@@ -107,7 +103,7 @@ class Scheduler:
             return
         assert req.grammar is not None
         jump = req.grammar.jump_forward and not self.config.disable_jump_forward
-        req.constraint = Constraint(outcome, req.eos_ids, vocab_size, jump_forward=jump)
+        req.constraint = Constraint(outcome, req.eos_ids, jump_forward=jump)
         self._route(req)
 
     def abort(self, msg: m.AbortHandles) -> None:

@@ -76,9 +76,9 @@ class SchedulerService:
 
     async def _compile(self, req: Req, spec: GrammarSpec) -> None:
         try:
-            self.scheduler.compiled(req, await self._grammars.compile(spec), self._grammars.vocab_size)
+            self.scheduler.compiled(req, await self._grammars.compile(spec))
         except RhizomeError as fault:
-            self.scheduler.compiled(req, fault, 0)
+            self.scheduler.compiled(req, fault)
         self._pump_soon()
 
     async def _on_abort(self, msg: m.AbortHandles) -> None:

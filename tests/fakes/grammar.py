@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from services.scheduler.grammar import GrammarOverrun
 
@@ -20,6 +19,7 @@ class Automaton:
     accepting: frozenset[int]
     overrun_at: int = -1
     """State whose mask takes too long."""
+    vocab_size: int = 1000
     backend: str = "automaton"
     size_bytes: int = 0
 
@@ -64,12 +64,12 @@ class AutomatonState:
     def rollback(self, count: int) -> None:
         del self.path[len(self.path) - count :]
 
-    def fill(self, mask: npt.NDArray[np.int32]) -> None:
+    def mask(self) -> bytes:
         if self.path[-1] == self.grammar.overrun_at or not self.allowed():
             raise GrammarOverrun("this state takes too long", param="regex")
-        bits = np.zeros(32 * len(mask), np.uint8)
+        bits = np.zeros(-(-self.grammar.vocab_size // 32) * 32, np.uint8)
         bits[self.allowed()] = 1
-        mask[:] = np.packbits(bits, bitorder="little").view(np.int32)
+        return np.packbits(bits, bitorder="little").tobytes()
 
     @property
     def ended(self) -> bool:
@@ -83,12 +83,11 @@ class AutomatonState:
     def exhausted(self) -> bool:
         return self.complete and not self.grammar.edges[self.path[-1]]
 
-    def forced(self, context: Sequence[int], limit: int) -> list[int]:
+    def take_forced(self, context: Sequence[int], limit: int, before: frozenset[int] = frozenset()) -> list[int]:
         run: list[int] = []
-        while len(run) < limit and len(self.allowed()) == 1 and not self.complete:
+        while len(run) < limit and len(self.allowed()) == 1 and not self.complete and self.allowed()[0] not in before:
             run.append(self.allowed()[0])
             assert self.accept(run[-1])
-        self.rollback(len(run))
         return run
 
 
@@ -107,4 +106,4 @@ def random_automaton(rng: np.random.Generator, states: int, vocab_size: int) -> 
         targets = [state + 1, *rng.integers(max(0, state - 3), min(states, state + 6), ways - 1).tolist()]
         edges.append(dict(zip(tokens, targets, strict=True)))
     last = {int(rng.integers(3, vocab_size)): int(rng.integers(states))} if rng.random() < 0.5 else {}
-    return Automaton([*edges, last], frozenset({states - 1}))
+    return Automaton([*edges, last], frozenset({states - 1}), vocab_size=vocab_size)

@@ -100,7 +100,7 @@ class Driver:
             )
         )  # fmt: skip
         if grammar is not None:
-            self.scheduler.compiled(req, grammar, self.info.vocab_size)
+            self.scheduler.compiled(req, grammar)
         return self._handles
 
     def req(self, handle: int, tokenizer: str = "tok") -> Req:

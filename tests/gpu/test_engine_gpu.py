@@ -202,7 +202,18 @@ class Recording:
         return self._inner.sample(logits, rows, at)
 
 
-@pytest.mark.parametrize("backend", ["triton", pytest.param("flashinfer", marks=needs_flashinfer)])
+def calm(engine: Engine) -> None:
+    """Halve the weights and round them to bfloat16: what is compared is then arithmetic, not storage.
+
+    Random layers of twice this size amplify every rounding, that of operators as well.
+    """
+    for target in engine._model.targets().values():
+        if not target.is_norm:
+            target.into.copy_(target.into.mul(0.5).bfloat16())
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", pytest.param("flashinfer", marks=needs_flashinfer)])
+@torch.inference_mode()
 def test_logits_of_the_8b_shape_are_those_of_fp32(backend: str, tmp_path: Path) -> None:
     """A prompt of 700 tokens and the step after it."""
     folder, found = write_shape("8B", tmp_path / "8B"), []
@@ -212,6 +223,7 @@ def test_logits_of_the_8b_shape_are_those_of_fp32(backend: str, tmp_path: Path) 
             folder, device="cuda", load_format="dummy", context_length=1024, max_total_tokens=2048,
             attention_backend=name, dtype=dtype, disable_cuda_graph=True, max_running_requests=2,
         )  # fmt: skip
+        calm(engine)
         recording, driver = Recording(engine), Driver(engine)
         driver.run([Extend(0, prompt)], new=[RowInit(0, logit_bias={"7": 100.0}, temperature=0.0)])
         first = recording.logits
@@ -220,5 +232,5 @@ def test_logits_of_the_8b_shape_are_those_of_fp32(backend: str, tmp_path: Path) 
         del engine, recording, driver
         gc.collect()
         torch.cuda.empty_cache()
-    for want, got in zip(*found, strict=True):
-        assert float((got - want).norm() / want.norm()) <= 2e-2
+    errors = [float((got - want).norm() / want.norm()) for want, got in zip(*found, strict=True)]
+    assert max(errors) <= 2e-2, errors

@@ -145,7 +145,7 @@ def test_a_captured_decode_step_follows_the_plans_that_are_made_before_its_repla
     def forward() -> list[torch.Tensor]:
         attend = case.attention.attend_decode(rows, positions + 1, slots, None)
         rotation = Rotation(case.rotary, positions)
-        return [attend(layer, qkv[layer].clone(), rotation, None) for layer in layers]
+        return [attend(layer, qkv[layer].clone(), rotation, None).clone() for layer in layers]  # one buffer for all
 
     case.attention.plan_decode(NONE, size)
     forward()

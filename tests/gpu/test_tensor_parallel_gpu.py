@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two
 SHAPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "uneven": (LlamaConfig, LlamaForCausalLM, {
-        "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 200, "vocab_size": 321}),
+        "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 216, "vocab_size": 321}),
     "qwen3-moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, WITH_EXPERTS["qwen3-moe"][2]),
 }  # fmt: skip
 GREEDY_TIE = 1e-4

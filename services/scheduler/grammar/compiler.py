@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from services.scheduler.grammar import llguidance_backend, xgrammar_backend
+from services.scheduler.grammar.automaton import automaton_of
 from services.scheduler.grammar.sandbox import CompileTimeout, Sandbox
 from services.scheduler.grammar.state import Grammar
 from services.scheduler.grammar.vocabulary import Vocabulary
@@ -192,7 +193,7 @@ class Compiler:
         engine = await asyncio.shield(self._engine)
         if isinstance(engine, xgrammar_backend.Engine):
             return await asyncio.to_thread(engine.load, data)
-        return await asyncio.to_thread(engine.build, data.decode(), spec.kind)
+        return await asyncio.to_thread(lambda: engine.build(data.decode(), spec.kind, automaton_of(spec)))
 
 
 class _Cache:

@@ -34,10 +34,15 @@ class ForcedState(Protocol):
     def ended(self) -> bool: ...
 
 
-def forced_tokens(
-    state: ForcedState, vocabulary: Vocabulary, stop_ids: frozenset[int], context: Sequence[int], limit: int
+def take_forced(
+    state: ForcedState,
+    vocabulary: Vocabulary,
+    stop_ids: frozenset[int],
+    context: Sequence[int],
+    limit: int,
+    before: frozenset[int],
 ) -> list[int]:
-    """Implements `GrammarState.forced`.
+    """Implements `GrammarState.take_forced`.
 
     A text is forced before single tokens are looked at: it needs no mask. A stop token is forced when it is the only
     thing that may follow, and the only one of its kind.
@@ -51,7 +56,8 @@ def forced_tokens(
         else:
             text = _whole_characters(state.forced_text())
             step = _cut(vocabulary, [*context, *taken], text) if text else []
-        accepted = _accept(state, step[: limit - len(taken)])
+        most = min(limit - len(taken), next((n for n, token_id in enumerate(step) if token_id in before), len(step)))
+        accepted = _accept(state, step[:most])
         taken += step[:accepted]
         if not accepted or accepted < len(step):
             break
@@ -59,8 +65,6 @@ def forced_tokens(
             if not _settled(state, taken):
                 taken.pop()
             break
-    if taken:
-        state.rollback(len(taken))
     return taken
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.scheduler.grammar.automaton import START, UNKNOWN, Automaton
+from services.scheduler.grammar.masks import MaskMemory
 from services.scheduler.grammar.matcher_state import MatcherState
 from services.scheduler.grammar.state import GrammarOverrun
 from services.scheduler.grammar.vocabulary import Vocabulary
@@ -31,6 +33,7 @@ LIMITS = {
 }
 
 
+REMEMBERED_MASK_BYTES = 64 << 20
 REMEMBERED_TEXTS = 4096
 """The library asks for the tokens of a forced text with every mask that stands before one; grammars force few texts."""
 
@@ -47,13 +50,15 @@ class Engine:
         named = vocabulary.special_ids
         self.known = [bool(data) or i in named for i, data in enumerate(vocabulary.token_bytes)]
         self.limits: Any = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
+        self.memory = MaskMemory(REMEMBERED_MASK_BYTES)
 
-    def build(self, source: str, param: str) -> LlguidanceGrammar:
+    def build(self, source: str, param: str, automaton: Automaton | None = None) -> LlguidanceGrammar:
         """Build and try a grammar. Bounded by `LIMITS`; releases the interpreter lock.
 
         Args:
             source: what `LLMatcher.grammar_from_*` returns.
             param: the field to blame.
+            automaton: of the same grammar, where it has one: masks are then worked out once for each of its places.
 
         Raises:
             InvalidRequest: the library refuses it, or no text satisfies it.
@@ -62,15 +67,13 @@ class Engine:
 
         matcher: Any = LLMatcher(self.tokenizer, source, log_level=0, limits=self.limits)
         _raise_if_error(matcher, param)
-        grammar = LlguidanceGrammar(self, matcher, 65_536 + 64 * len(source))
-        first = _State(grammar, frozenset())
-        mask = np.zeros((self.vocabulary.size + 31) // 32, np.int32)
+        grammar = LlguidanceGrammar(self, matcher, automaton, 65_536 + 64 * len(source))
         try:
-            first.fill(mask)
+            mask = grammar.start(frozenset()).mask()
         except GrammarOverrun as fault:
             text = "no text satisfies it" if "NoExtension" in fault.message else fault.message
             raise InvalidRequest(f"{param}: {text}", param=param) from fault
-        if not mask.any():
+        if not any(mask):
             raise InvalidRequest(f"{param}: only the empty text satisfies it", param=param)
         return grammar
 
@@ -80,9 +83,10 @@ class LlguidanceGrammar:
 
     backend = "llguidance"
 
-    def __init__(self, engine: Engine, matcher: Any, size_bytes: int) -> None:
+    def __init__(self, engine: Engine, matcher: Any, automaton: Automaton | None, size_bytes: int) -> None:
         self.engine = engine
         self.matcher = matcher
+        self.automaton = automaton
         self.size_bytes = size_bytes
 
     def start(self, stop_ids: frozenset[int]) -> _State:
@@ -92,13 +96,18 @@ class LlguidanceGrammar:
 class _State(MatcherState):
     """See `MatcherState`."""
 
-    __slots__ = ("_known", "_matcher", "_words")
+    __slots__ = ("_address", "_automaton", "_grammar", "_known", "_matcher", "_places", "_words")
 
     def __init__(self, grammar: LlguidanceGrammar, stop_ids: frozenset[int]) -> None:
         super().__init__(grammar.engine.vocabulary, stop_ids)
+        self._grammar, self._automaton = grammar, grammar.automaton
         self._known = grammar.engine.known
         self._matcher = grammar.matcher.deep_copy()
         self._words = np.zeros(grammar.engine.words, np.int32)
+        self._address = self._words.ctypes.data
+        self._places = [(UNKNOWN if grammar.automaton is None else START, -1)]
+        """Of the automaton, before and behind each token so far; and that token where one byte may be forced, since
+        how the library cuts a forced text depends on it, and so does its mask."""
 
     @property
     def complete(self) -> bool:
@@ -111,15 +120,29 @@ class _State(MatcherState):
     def forced_text(self) -> bytes:
         return bytes(self._matcher.compute_ff_bytes())
 
+    def mask(self) -> bytes:
+        place = self._places[-1]
+        if self._mask_here is None and place[0] != UNKNOWN:
+            memory, key = self._grammar.engine.memory, (self._grammar, place, self._stop_ids)
+            self._mask_here = memory.get(key) or memory.put(key, super().mask())
+        return super().mask()
+
     def _take(self, token_id: int) -> bool:
-        return self._known[token_id] and bool(self._matcher.try_consume_tokens([token_id]) == 1)
+        if not self._known[token_id] or self._matcher.try_consume_tokens([token_id]) != 1:
+            return False
+        if (automaton := self._automaton) is not None:
+            place = automaton.walk(self._places[-1][0], self._vocabulary.token_bytes[token_id])
+            self._places.append((place, -1 if place == UNKNOWN or automaton.branches(place) else token_id))
+        return True
 
     def _take_back(self, count: int) -> None:
         done = self._matcher.rollback(count)
         assert done, f"cannot take {count} tokens back: {self._matcher.get_error()}"
+        if self._automaton is not None:
+            del self._places[len(self._places) - count :]
 
     def _matcher_mask(self) -> NDArray[np.int32]:
-        self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(self._address, 4 * len(self._words))
         if self._matcher.is_error():
             raise GrammarOverrun(f"the grammar is too expensive to follow: {_reason(self._matcher)}")
         return self._words

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.scheduler.grammar.budget import MaskBudget
-from services.scheduler.grammar.forced import forced_tokens
+from services.scheduler.grammar.forced import take_forced
 from services.scheduler.grammar.masks import clear_bits, only_bit, set_bits
 from services.scheduler.grammar.state import GrammarOverrun
 from services.scheduler.grammar.vocabulary import Vocabulary
@@ -21,7 +21,7 @@ from services.scheduler.grammar.vocabulary import Vocabulary
 class MatcherState(ABC):
     """Implements `state.GrammarState` and `forced.ForcedState` on the methods below."""
 
-    __slots__ = ("_budget", "_stop_ids", "_stops_taken", "_vocabulary")
+    __slots__ = ("_budget", "_mask_here", "_stop_ids", "_stops_taken", "_vocabulary")
 
     def __init__(self, vocabulary: Vocabulary, stop_ids: frozenset[int]) -> None:
         """
@@ -32,6 +32,8 @@ class MatcherState(ABC):
         self._stop_ids = frozenset(i for i in stop_ids if 0 <= i < vocabulary.size)
         self._stops_taken = 0
         self._budget = MaskBudget()
+        self._mask_here: bytes | None = None
+        """The mask of the present place, once it was asked for."""
 
     @property
     @abstractmethod
@@ -54,7 +56,7 @@ class MatcherState(ABC):
 
     @abstractmethod
     def _matcher_mask(self) -> NDArray[np.int32]:
-        """The matcher's mask in [ceil((V + 1) / 32)] words, in memory that the state keeps.
+        """The matcher's mask in [ceil((V + 1) / 32)] words, which may be written to.
 
         Bit V is the end token by which the matcher is made to know none of the model's.
 
@@ -72,34 +74,41 @@ class MatcherState(ABC):
         if token_id in self._stop_ids:
             self._stops_taken = int(self.complete)
             return self._stops_taken > 0
-        return 0 <= token_id < self._vocabulary.size and self._take(token_id)
+        if not 0 <= token_id < self._vocabulary.size or not self._take(token_id):
+            return False
+        self._mask_here = None
+        return True
 
     def rollback(self, count: int) -> None:
         stops = min(count, self._stops_taken)
         self._stops_taken -= stops
         if count > stops:
             self._take_back(count - stops)
+            self._mask_here = None
 
-    def fill(self, mask: NDArray[np.int32]) -> None:
+    def mask(self) -> bytes:
         assert not self._stops_taken, "nothing may follow a stop token"
-        mask[:] = self._mask()[: len(mask)]
-        if not mask.any() and not self.complete:
-            raise GrammarOverrun("the grammar came to a place where no token of this model can follow")
+        if self._mask_here is None:
+            self._mask_here = self._new_mask()
+        return self._mask_here
 
     def only_token(self) -> int | None:
         try:
-            return only_bit(self._mask())
+            return only_bit(np.frombuffer(self.mask(), np.int32))
         except GrammarOverrun:
             return None
 
-    def forced(self, context: Sequence[int], limit: int) -> list[int]:
-        return forced_tokens(self, self._vocabulary, self._stop_ids, context, limit)
+    def take_forced(self, context: Sequence[int], limit: int, before: frozenset[int] = frozenset()) -> list[int]:
+        return take_forced(self, self._vocabulary, self._stop_ids, context, limit, before)
 
-    def _mask(self) -> NDArray[np.int32]:
+    def _new_mask(self) -> bytes:
         """The matcher's mask with the stop ids as they should be, and no end token."""
         self._budget.begin()
         words = self._matcher_mask()
         self._budget.end()
         clear_bits(words, (self._vocabulary.size,))
         (set_bits if self.complete else clear_bits)(words, self._stop_ids)
-        return words
+        words = words[: (self._vocabulary.size + 31) // 32]
+        if not words.any() and not self.complete:
+            raise GrammarOverrun("the grammar came to a place where no token of this model can follow")
+        return words.tobytes()

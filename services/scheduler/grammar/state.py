@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shared.errors import InvalidRequest
 
 
@@ -29,14 +26,14 @@ class GrammarState(Protocol):
         """Take the last `count` accepted tokens back. `count` may not exceed what was accepted."""
         ...
 
-    def fill(self, mask: NDArray[np.int32]) -> None:
-        """Write which tokens may come next. Must not be called when `ended`.
+    def mask(self) -> bytes:
+        """Which tokens may come next. Must not be called when `ended`.
 
         Special tokens are never allowed, except the request's stop ids, which are allowed exactly when `complete`.
 
-        Args:
-            mask: int32 [ceil(V / 32)], C-contiguous, overwritten. Bit i % 32 of word i // 32 is 1 when token i is
-                allowed. Bits from V on are 0.
+        Returns:
+            int32 [ceil(V / 32)]: bit i % 32 of word i // 32 is 1 when token i is allowed, bits from V on are 0. One
+            object for places that are known to be the same, so that it is hashed once.
 
         Raises:
             GrammarOverrun: the engine's limits or the request's time budget are used up, or nothing is allowed. The
@@ -59,13 +56,14 @@ class GrammarState(Protocol):
         """The text so far is a whole sentence and no text can make it longer: only a stop token may follow."""
         ...
 
-    def forced(self, context: Sequence[int], limit: int) -> list[int]:
-        """Tokens that must follow now; often none. The state is as it was afterwards.
+    def take_forced(self, context: Sequence[int], limit: int, before: frozenset[int] = frozenset()) -> list[int]:
+        """Accept the tokens that must follow now, and return them; often none.
 
         Args:
             context: the row's last tokens (some 16, prompt included), the newest last. They decide where token
                 boundaries would canonically be, and are never changed.
-            limit: most tokens returned.
+            limit: most tokens taken.
+            before: tokens that are not taken, nor what is behind them.
         """
         ...
 

@@ -104,7 +104,7 @@ class _State(MatcherState):
     def exhausted(self) -> bool:
         if not self.complete:
             return False
-        words = self._mask()
+        words = np.frombuffer(self.mask(), np.int32).copy()
         clear_bits(words, self._stop_ids)
         return not words.any()
 
@@ -157,9 +157,8 @@ def _check_schema(schema: Schema) -> None:
 
 def _check_start(grammar: XgrammarGrammar, spec: GrammarSpec) -> None:
     state = grammar.start(frozenset())
-    mask = np.zeros((grammar.engine.vocabulary.size + 31) // 32, np.int32)
     try:
-        state.fill(mask)
+        state.mask()
     except GrammarOverrun as fault:
         raise InvalidRequest(f"{spec.kind}: no text satisfies it", param=spec.kind) from fault
     if state.exhausted:

@@ -11,16 +11,16 @@ from services.worker.sampling.masks import MaskUpdate
 VOCAB = 1000
 
 
-def mask_of(tokens: list[int], vocab: int = VOCAB) -> np.ndarray:
+def mask_of(tokens: list[int], vocab: int = VOCAB) -> bytes:
     bits = np.zeros(-(-vocab // 32) * 32, np.uint8)
     bits[tokens] = 1
-    return np.packbits(bits, bitorder="little").view(np.int32)
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
 @pytest.mark.parametrize("count", [1, 3, LIST_TOKENS, LIST_TOKENS + 1, VOCAB])
 def test_short_lists_of_tokens_are_found(count: int) -> None:
     tokens = sorted(np.random.default_rng(count).permutation(VOCAB)[:count].tolist())
-    found = allowed_tokens(mask_of(tokens), LIST_TOKENS)
+    found = allowed_tokens(np.frombuffer(mask_of(tokens), np.int32), LIST_TOKENS)
     assert found is None if count > LIST_TOKENS else found is not None and found.tolist() == tokens
 
 
@@ -48,4 +48,4 @@ def test_many_new_masks_are_cut_into_messages() -> None:
     assert len(messages) == 2
     update = MaskUpdate(messages, count, count, vocab)
     assert update.rows.tolist() == list(range(count))
-    assert all(np.array_equal(update.new_masks[slot], masks[row]) for row, slot in enumerate(update.slots.tolist()))
+    assert all(update.new_masks[slot].tobytes() == masks[row] for row, slot in enumerate(update.slots.tolist()))

@@ -7,10 +7,20 @@ import random
 
 import pytest
 
-from services.scheduler.grammar.forced import forced_tokens
+from services.scheduler.grammar.forced import take_forced
 from services.scheduler.grammar.state import Grammar
 from tests.unit.scheduler.grammar.random_schemas import random_schema
-from tests.unit.scheduler.grammar.tiny import STOP, STOPS, byte_ids, follow, mask_of, of_regex, of_schema, vocabulary
+from tests.unit.scheduler.grammar.tiny import (
+    STOP,
+    STOPS,
+    byte_ids,
+    follow,
+    forced,
+    mask_of,
+    of_regex,
+    of_schema,
+    vocabulary,
+)
 
 PERSON = {
     "type": "object",
@@ -25,7 +35,7 @@ def forced_text(grammar: Grammar, prefix: str, limit: int = 100) -> bytes:
     state = grammar.start(STOPS)
     context = vocabulary().encode(prefix.encode())
     assert all(state.accept(i) for i in context)
-    return vocabulary().text_of(state.forced(context, limit))
+    return vocabulary().text_of(forced(state, context, limit))
 
 
 def test_what_is_forced_is_the_start_of_what_must_come() -> None:
@@ -43,37 +53,37 @@ def test_what_is_forced_is_the_start_of_what_must_come() -> None:
 def test_where_the_grammar_ends_nothing_is_held_back_and_the_stop_token_follows() -> None:
     state = of_regex("(yes|no) indeed").start(STOPS)
     assert follow(state, "y")
-    forced = state.forced([byte_ids()[ord("y")]], 100)
-    assert vocabulary().text_of(forced) == b"es indeed"
-    assert forced[-1] == STOP
+    run = forced(state, [byte_ids()[ord("y")]], 100)
+    assert vocabulary().text_of(run) == b"es indeed"
+    assert run[-1] == STOP
 
 
 def test_of_several_stop_tokens_none_is_forced() -> None:
     state = of_regex("(yes|no) indeed").start(frozenset((STOP, 0)))
     assert follow(state, "y")
-    assert STOP not in state.forced([], 100)
+    assert STOP not in forced(state, [], 100)
 
 
 def test_a_run_stops_where_the_sentence_may_end() -> None:
     state = of_regex("x(foo(bar)?|y)").start(STOPS)
     assert follow(state, "xf")
-    assert b"oo".startswith(vocabulary().text_of(state.forced([], 100)))
+    assert b"oo".startswith(vocabulary().text_of(forced(state, [], 100)))
     assert follow(state, "oo")
     assert state.complete
-    assert state.forced([], 100) == []
+    assert forced(state, [], 100) == []
 
 
 def test_nothing_is_forced_where_two_texts_are_possible() -> None:
     state = of_schema(PERSON).start(STOPS)
     assert follow(state, '{"name":"')
-    assert state.forced([], 100) == []
+    assert forced(state, [], 100) == []
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3])
 def test_a_run_is_no_longer_than_asked(limit: int) -> None:
     state = of_regex("a very long sentence indeed").start(STOPS)
-    everything = state.forced([], 100)
-    assert state.forced([], limit) == everything[:limit]
+    everything = forced(state, [], 100)
+    assert forced(state, [], limit) == everything[:limit]
 
 
 def test_tokens_that_exist_are_not_changed_even_where_they_would_merge() -> None:
@@ -81,8 +91,8 @@ def test_tokens_that_exist_are_not_changed_even_where_they_would_merge() -> None
     pair = next(data for data in vocabulary().token_bytes if len(data) == 2 and data.isalpha())
     grammar = of_regex(pair[1:].decode() + " or else")
     context = [byte_ids()[pair[0]]]
-    forced = grammar.start(STOPS).forced(context, 100)
-    assert vocabulary().text_of(forced) == pair[1:] + b" or else"
+    run = forced(grammar.start(STOPS), context, 100)
+    assert vocabulary().text_of(run) == pair[1:] + b" or else"
 
 
 def test_the_text_before_decides_where_tokens_end() -> None:
@@ -92,37 +102,37 @@ def test_the_text_before_decides_where_tokens_end() -> None:
     state = of_regex(r'\{"name":"Alice","age":33\}').start(STOPS)
     at = len(ids) // 2
     assert all(state.accept(i) for i in ids[:at])
-    assert state.forced(ids[:at], 100) == [*ids[at:], STOP]
+    assert forced(state, ids[:at], 100) == [*ids[at:], STOP]
 
 
 def test_special_tokens_in_the_context_are_no_text() -> None:
     state = of_regex("indeed so").start(STOPS)
     context = [*vocabulary().encode(b"someth"), 1, 3]
-    assert state.forced(context, 100) == [*vocabulary().encode(b"indeed so"), STOP]
+    assert forced(state, context, 100) == [*vocabulary().encode(b"indeed so"), STOP]
 
 
 def test_half_a_character_is_left_to_the_model() -> None:
     state = of_regex("a(é|è)").start(STOPS)
-    forced = state.forced([], 100)
-    assert vocabulary().text_of(forced) in (b"", b"a")
+    run = forced(state, [], 100)
+    assert vocabulary().text_of(run) in (b"", b"a")
     assert follow(state, b"a\xc3")
-    assert state.forced([], 100) == []
+    assert forced(state, [], 100) == []
 
 
 def test_a_run_may_begin_within_a_character() -> None:
     state = of_regex("日本語?x").start(STOPS)
     data = "日".encode()
     assert follow(state, data[:1])
-    forced = state.forced([byte_ids()[data[0]]], 100)
-    assert "日本".encode()[1:].startswith(vocabulary().text_of(forced))
+    run = forced(state, [byte_ids()[data[0]]], 100)
+    assert "日本".encode()[1:].startswith(vocabulary().text_of(run))
 
 
 def test_the_text_of_a_special_token_is_forced_as_text() -> None:
     state = of_schema({"const": "say <|im_end|>"}).start(STOPS)
-    forced = state.forced([], 100)
-    assert vocabulary().text_of(forced) == json.dumps("say <|im_end|>").encode()
-    assert forced[-1] == STOP
-    assert STOP not in forced[:-1]
+    run = forced(state, [], 100)
+    assert vocabulary().text_of(run) == json.dumps("say <|im_end|>").encode()
+    assert run[-1] == STOP
+    assert STOP not in run[:-1]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -131,17 +141,17 @@ def test_forced_tokens_are_accepted_one_by_one_and_the_state_is_as_before(seed: 
     state, context = of_schema(random_schema(seed)).start(STOPS), [5, 6, 7]
     while not state.ended and len(context) < 60:
         before = mask_of(state).tolist()
-        forced = state.forced(context[-16:], 20)
+        run = forced(state, context[-16:], 20)
         assert mask_of(state).tolist() == before
-        for n, token_id in enumerate(forced):
+        for n, token_id in enumerate(run):
             assert n == 0 or not state.complete or state.exhausted
             assert state.accept(token_id)
-        if forced:
-            text = vocabulary().text_of(forced)
-            state.rollback(len(forced))
+        if run:
+            text = vocabulary().text_of(run)
+            state.rollback(len(run))
             assert text == b"" or follow_only(state, text)
-            assert all(state.accept(i) for i in forced)
-        context += forced
+            assert all(state.accept(i) for i in run)
+        context += run
         if not state.ended:
             chosen = rng.choice(mask_of(state).tolist())
             assert state.accept(chosen)
@@ -184,5 +194,5 @@ class OneWay:
 def test_a_last_token_that_is_not_alone_in_its_mask_is_held_back() -> None:
     state = OneWay(b'"name":"')
     ids = vocabulary().encode(b'"name":"')
-    assert forced_tokens(state, vocabulary(), STOPS, [], 100) == ids[:-1]
-    assert state.taken == 0
+    assert take_forced(state, vocabulary(), STOPS, [], 100, frozenset()) == ids[:-1]
+    assert state.taken == len(ids) - 1

@@ -18,6 +18,7 @@ from tests.unit.scheduler.grammar.tiny import (
     STOPS,
     byte_ids,
     follow,
+    forced,
     mask_of,
     of_regex,
     of_schema,
@@ -121,10 +122,10 @@ def test_two_requests_of_one_grammar_do_not_meet() -> None:
     assert not second.complete
 
 
-def test_a_mask_covers_its_whole_buffer() -> None:
-    mask = np.full((vocabulary().size + 31) // 32, -1, np.int32)
-    of_regex("a").start(STOPS).fill(mask)
-    assert allowed_ids(mask).tolist() == [i for i, data in enumerate(vocabulary().token_bytes) if data == b"a"]
+def test_a_mask_has_a_bit_for_every_id_of_the_model() -> None:
+    state = of_regex("a").start(STOPS)
+    assert len(state.mask()) == 4 * -(-vocabulary().size // 32)
+    assert mask_of(state).tolist() == [i for i, data in enumerate(vocabulary().token_bytes) if data == b"a"]
 
 
 def test_a_grammar_that_is_too_expensive_to_follow_ends_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,15 +135,17 @@ def test_a_grammar_that_is_too_expensive_to_follow_ends_its_request(monkeypatch:
     with pytest.raises(GrammarOverrun, match="too expensive"):
         mask_of(state)
     assert not state.complete
-    assert state.forced([], 5) == []
+    assert forced(state, [], 5) == []
 
 
 def test_time_over_the_budget_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10**12, int(60e6)))
     monkeypatch.setattr(budget.time, "thread_time_ns", lambda: next(clock))
-    state = of_regex("a*").start(STOPS)
+    state = of_schema({"type": "string"}).start(STOPS)
+    assert follow(state, '"')
     for _ in range(18):
         mask_of(state)
+        assert follow(state, "a")
     with pytest.raises(GrammarOverrun, match="1140 ms for 19 masks"):
         mask_of(state)
 

@@ -12,7 +12,7 @@ from services.scheduler.grammar import xgrammar_backend
 from services.scheduler.grammar.state import Grammar
 from shared.errors import InvalidRequest
 from shared.grammar import GrammarSpec
-from tests.unit.scheduler.grammar.tiny import STOP, STOPS, follow, mask_of, matches, vocabulary, walk
+from tests.unit.scheduler.grammar.tiny import STOP, STOPS, follow, forced, mask_of, matches, vocabulary, walk
 
 pytest.importorskip("xgrammar")
 
@@ -69,12 +69,12 @@ def test_stop_tokens_special_tokens_and_rollback() -> None:
 
 def test_forced_runs() -> None:
     state = build("json_schema", json.dumps(PERSON)).start(STOPS)
-    forced = state.forced([], 50)
-    assert b'{"name":"'.startswith(vocabulary().text_of(forced))
-    assert forced
+    run = forced(state, [], 50)
+    assert b'{"name":"'.startswith(vocabulary().text_of(run))
+    assert run
     assert follow(state, '{"name":"A","kind":"co')
-    assert vocabulary().text_of(state.forced([], 50)) == b'w"}'
-    assert state.forced([], 50)[-1] == STOP
+    assert vocabulary().text_of(forced(state, [], 50)) == b'w"}'
+    assert forced(state, [], 50)[-1] == STOP
     assert follow(state, 'w"}')
     assert state.exhausted
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from services.scheduler.grammar.automaton import automaton_of
 from services.scheduler.grammar.compile_process import CompileProcess
 from services.scheduler.grammar.llguidance_backend import Engine
 from services.scheduler.grammar.masks import allowed_ids
@@ -53,7 +55,7 @@ STOPS = frozenset({STOP})
 def build(spec: GrammarSpec) -> Grammar:
     """A grammar as a compile process makes it, without the process."""
     spec.check()
-    return engine().build(_compiling().compile(spec, "llguidance").decode(), spec.kind)
+    return engine().build(_compiling().compile(spec, "llguidance").decode(), spec.kind, automaton_of(spec))
 
 
 @functools.cache
@@ -93,9 +95,14 @@ def matches(grammar: Grammar, text: str) -> bool:
 
 def mask_of(state: GrammarState) -> np.ndarray:
     """Allowed ids, ascending."""
-    mask = np.full((vocabulary().size + 31) // 32, -1, np.int32)
-    state.fill(mask)
-    return allowed_ids(mask)
+    return allowed_ids(np.frombuffer(state.mask(), np.int32))
+
+
+def forced(state: GrammarState, context: Sequence[int], limit: int) -> list[int]:
+    """What must follow; the state is as it was afterwards."""
+    run = state.take_forced(context, limit)
+    state.rollback(len(run))
+    return run
 
 
 def walk(grammar: Grammar, seed: int, most_tokens: int = 60, way_out: str = '"}]') -> str:
