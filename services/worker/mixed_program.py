@@ -23,7 +23,7 @@ from services.worker.rows import Rows
 
 SIZES = [*range(64, 512, 64), *range(512, 1024, 128), *range(1024, 2049, 256)]
 """Tokens. Above them a step takes the device longer than its launches take the host."""
-MAX_EXTENDS = 64
+MAX_EXTENDS = 256
 
 
 class MixedAttention(Protocol):

@@ -13,7 +13,21 @@ import functools
 import operator
 from dataclasses import dataclass
 
-from services.scheduler.grammar.regex_tree import Choice, NotPlain, Repeat, Sequence, Symbol, Tree, choice_of, parse
+from services.scheduler.grammar.json_grammar import checked_schema
+from services.scheduler.grammar.regex_tree import (
+    Beyond,
+    Choice,
+    Literal,
+    NotPlain,
+    Repeat,
+    Sequence,
+    Symbol,
+    Tree,
+    choice_of,
+    parse,
+)
+from services.scheduler.grammar.schema_check import parse_schema
+from services.scheduler.grammar.schema_tree import schema_tree
 from services.scheduler.grammar.sources import parse_choices
 from shared.grammar import GrammarSpec
 
@@ -24,13 +38,15 @@ MOST_WORK = 200_000
 
 
 def automaton_of(spec: GrammarSpec) -> Automaton | None:
-    """That of a plain regular expression or a list of texts, if it is not too large."""
+    """That of a plain regular expression, JSON Schema or list of texts, if it is not too large."""
     try:
         match spec.kind:
             case "regex":
                 return Automaton(parse(spec.source))
             case "choice":
                 return Automaton(choice_of(parse_choices(spec.source)))
+            case "json_schema" if spec.max_whitespace == 0:
+                return Automaton(schema_tree(checked_schema(parse_schema(spec.source))))
     except NotPlain:
         pass
     return None
@@ -43,6 +59,18 @@ class _Part:
     first: set[int]
     last: set[int]
     nullable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What may follow."""
+
+    ahead: frozenset[int]
+    """Positions that may be read next."""
+    complete: bool
+    """The text may end."""
+    begun: bytes = b""
+    """The first bytes of a character beyond ASCII, which is not read yet."""
 
 
 class Automaton:
@@ -59,16 +87,15 @@ class Automaton:
         whole = self._add(tree)
         self._last = frozenset(whole.last)
         self._work = 0
-        self._states: dict[tuple[frozenset[int], bool], int] = {}
-        self._next: list[frozenset[int]] = []
-        """Of each state: positions that may be read next."""
+        self._states: dict[_Place, int] = {}
+        self._places: list[_Place] = []
         self._edges: list[dict[int, int]] = []
         self._branches: list[bool] = []
-        self._state(frozenset(whole.first), whole.nullable)
+        self._state(_Place(frozenset(whole.first), whole.nullable))
 
     @property
     def num_states(self) -> int:
-        return len(self._next)
+        return len(self._places)
 
     def walk(self, state: int, data: bytes) -> int:
         """Where `data` leads."""
@@ -82,28 +109,42 @@ class Automaton:
         return state
 
     def branches(self, state: int) -> bool:
-        """Whether it is sure that at least two different bytes may follow."""
+        """Whether no single byte is forced, for sure."""
         return self._branches[state]
 
     def _step(self, state: int, byte: int) -> int:
-        ahead = self._next[state]
+        ahead, begun = self._places[state].ahead, self._places[state].begun
         self._work += len(ahead)
-        if self._work > MOST_WORK or (byte > 127 and any(self._symbols[at].wide for at in ahead)):
+        if self._work > MOST_WORK:
             return UNKNOWN
-        read = [at for at in ahead if self._symbols[at].bytes >> byte & 1]
+        if begun or (byte > 127 and any(self._symbols[at].beyond is not Beyond.NONE for at in ahead)):
+            return self._step_beyond_ascii(ahead, begun + bytes((byte,)))
+        return self._behind([at for at in ahead if self._symbols[at].bytes >> byte & 1])
+
+    def _step_beyond_ascii(self, ahead: frozenset[int], begun: bytes) -> int:
+        """A byte of a character that classes match: all of them, or it is not known what follows."""
+        symbols = [self._symbols[at] for at in ahead]
+        if any(symbol.beyond is Beyond.SOME or symbol.bytes >> 128 for symbol in symbols):
+            return UNKNOWN
+        if len(begun) < 2 + (begun[0] >= 0xE0) + (begun[0] >= 0xF0):
+            return self._state(_Place(ahead, complete=False, begun=begun))
+        return self._behind([at for at in ahead if self._symbols[at].beyond is Beyond.ALL])
+
+    def _behind(self, read: list[int]) -> int:
+        """The state after these positions were read together."""
         if not read:
             return UNKNOWN
-        following = frozenset().union(*(self._follow[at] for at in read))
         self._work += sum(len(self._follow[at]) for at in read)
-        return self._state(following, not self._last.isdisjoint(read))
+        following = frozenset().union(*(self._follow[at] for at in read))
+        return self._state(_Place(following, complete=not self._last.isdisjoint(read)))
 
-    def _state(self, ahead: frozenset[int], complete: bool) -> int:
-        number = self._states.setdefault((ahead, complete), len(self._next))
-        if number == len(self._next):
-            self._next.append(ahead)
+    def _state(self, place: _Place) -> int:
+        number = self._states.setdefault(place, len(self._places))
+        if number == len(self._places):
+            self._places.append(place)
             self._edges.append({})
-            follow = functools.reduce(operator.or_, (self._symbols[at].bytes for at in ahead), 0)
-            self._branches.append(follow.bit_count() > 1)
+            follow = functools.reduce(operator.or_, (self._symbols[at].bytes for at in place.ahead), 0)
+            self._branches.append(bool(place.begun) or follow.bit_count() > 1)
         return number
 
     # ---- building
@@ -112,6 +153,11 @@ class Automaton:
         match tree:
             case Symbol():
                 return self._symbol(tree)
+            case Literal(data):
+                part = _nothing()
+                for byte in data:
+                    part = self._join(part, self._symbol(Symbol(1 << byte)))
+                return part
             case Sequence(parts):
                 part = _nothing()
                 for other in parts:

@@ -2,7 +2,7 @@ r"""Regular expressions as trees of bytes: the plain part of the syntax, of whic
 
 What is not plain (anchors, look-around, flags, lazy repetition, named groups, properties, operations on classes) is not
 read at all, since the one reader of this, `automaton`, is an optimisation. Classes are exact for ASCII; for other
-characters a class is only known to match some or none of them.
+characters a class is only known to match none, some or all of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 MOST_DEPTH = 50
 ASCII = (1 << 128) - 1
@@ -18,14 +19,29 @@ _CODE = re.compile(r"x\{([0-9A-Fa-f]{1,6})\}|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})
 _CONTROL = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}
 
 
+class Beyond(Enum):
+    """Which characters beyond ASCII match."""
+
+    NONE = 0
+    SOME = 1
+    """Not known which."""
+    ALL = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """One byte out of several."""
+    """One byte out of several, or a character beyond ASCII."""
 
     bytes: int
     """Bit b is 1 where byte b matches."""
-    wide: bool = False
-    """It may match characters beyond ASCII too."""
+    beyond: Beyond = Beyond.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """Exactly these bytes."""
+
+    bytes: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +62,12 @@ class Repeat:
     """None = any number."""
 
 
-Tree = Symbol | Sequence | Choice | Repeat
+Tree = Symbol | Literal | Sequence | Choice | Repeat
+NOTHING = Sequence(())
 
 
 class NotPlain(Exception):
     """The expression is wrong, or has something that is not read here."""
-
-
-def literal(text: str) -> Sequence:
-    """Exactly this text."""
-    return Sequence(tuple(Symbol(1 << byte) for byte in text.encode()))
 
 
 def parse(pattern: str) -> Tree:
@@ -70,20 +82,21 @@ def parse(pattern: str) -> Tree:
     return tree
 
 
-def _bits(*ranges: tuple[int, int]) -> int:
+def bits(*ranges: tuple[int, int]) -> int:
+    """A `Symbol`'s bytes from ranges, both ends included."""
     return sum(((1 << (high - low + 1)) - 1) << low for low, high in ranges)
 
 
-_DIGITS = _bits((48, 57))
+_DIGITS = bits((48, 57))
 _CLASSES = {  # as in llguidance, with \d for 0 to 9 only
     "d": Symbol(_DIGITS),
-    "w": Symbol(_DIGITS | _bits((65, 90), (95, 95), (97, 122)), wide=True),
-    "s": Symbol(_bits((9, 13), (32, 32)), wide=True),
+    "w": Symbol(_DIGITS | bits((65, 90), (95, 95), (97, 122)), Beyond.SOME),
+    "s": Symbol(bits((9, 13), (32, 32)), Beyond.SOME),
 }
 
 
 def _complement(symbol: Symbol) -> Symbol:
-    return Symbol(ASCII & ~symbol.bytes, wide=True)
+    return Symbol(ASCII & ~symbol.bytes, Beyond.ALL if symbol.beyond is Beyond.NONE else Beyond.SOME)
 
 
 class _Reader:
@@ -139,13 +152,13 @@ class _Reader:
         if char == "[":
             return self._class()
         if char == ".":
-            return Symbol(ASCII & ~(1 << 10), wide=True)
+            return Symbol(ASCII & ~(1 << 10), Beyond.ALL)
         if char == "\\":
             found = self._escape()
-            return found if isinstance(found, Symbol) else literal(found)
+            return found if isinstance(found, Symbol) else Literal(found.encode())
         if char in "^$*+?{":
             raise NotPlain("an anchor, or a repetition of nothing")
-        return literal(char)
+        return Literal(char.encode())
 
     def _escape(self) -> str | Symbol:
         """What stands behind a backslash: one character, or a class."""
@@ -167,26 +180,27 @@ class _Reader:
 
     def _class(self) -> Symbol:
         negated = self._skip("^")
-        bits, wide, first = 0, False, True
+        found, beyond, first = 0, Beyond.NONE, True
         while first or not self._skip("]"):
             first = False
             if self.text[self.at : self.at + 1] in ("[", "]") or self.text[self.at : self.at + 2] in ("&&", "--", "~~"):
                 raise NotPlain("a class within a class")
             low = self._member()
             if isinstance(low, Symbol):
-                bits, wide = bits | low.bytes, wide or low.wide
+                found |= low.bytes
+                beyond = low.beyond if beyond is Beyond.NONE else Beyond.SOME
                 continue
             high = low
             if self.text[self.at : self.at + 1] == "-" and self.text[self.at + 1 : self.at + 2] != "]":
                 self.at += 1
-                found = self._member()
-                if isinstance(found, Symbol) or found < low:
+                end = self._member()
+                if isinstance(end, Symbol) or end < low:
                     raise NotPlain("a range without an end")
-                high = found
-            wide = wide or high > "\x7f"
+                high = end
+            beyond = Beyond.SOME if high > "\x7f" else beyond
             if low <= "\x7f":
-                bits |= _bits((ord(low), min(ord(high), 127)))
-        symbol = Symbol(bits, wide)
+                found |= bits((ord(low), min(ord(high), 127)))
+        symbol = Symbol(found, beyond)
         return _complement(symbol) if negated else symbol
 
     def _member(self) -> str | Symbol:
@@ -207,4 +221,4 @@ class _Reader:
 
 def choice_of(texts: Iterable[str]) -> Choice:
     """One of several texts."""
-    return Choice(tuple(literal(text) for text in texts))
+    return Choice(tuple(Literal(text.encode()) for text in texts))

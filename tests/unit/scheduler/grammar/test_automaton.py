@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 
+from benchmarks.structured_sections.tasks import EXTRACTION, LONG
 from services.scheduler.grammar import automaton
 from services.scheduler.grammar.automaton import START, UNKNOWN, Automaton, automaton_of
 from services.scheduler.grammar.llguidance_backend import LlguidanceGrammar
 from services.scheduler.grammar.masks import MaskMemory
 from services.scheduler.grammar.regex_tree import NotPlain, parse
+from services.scheduler.grammar.state import Grammar
 from shared.grammar import GrammarSpec
+from tests.unit.scheduler.grammar.random_schemas import random_schema
 from tests.unit.scheduler.grammar.regexes import REGEXES
-from tests.unit.scheduler.grammar.tiny import STOP, STOPS, build, forced, mask_of, of_regex, vocabulary
+from tests.unit.scheduler.grammar.tiny import STOP, STOPS, build, forced, mask_of, of_regex, of_schema, vocabulary
 
 MORE = [
     r'\{"name": "[a-zA-Z0-9 ]{1,16}", "kind": "(cat|cow|crow)", "at": [0-9]{1,2}\.[0-9]\}', r"[\w\d\s]{1,16}",
     r"(a|b)*a(a|b){6}", r"(ab?){3,5}c*", r"[é-ü]x|[^a]y", r"é(à|è)*", r"\x{e9}[\u00e9-\u00ff]?", r"(x?){2,9}y",
+]  # fmt: skip
+
+WHOLE = {"additionalProperties": False, "type": "object"}
+PLAIN: list[Any] = [
+    {"type": "string"}, {"type": "string", "maxLength": 12}, {"type": "string", "minLength": 3}, {"type": "integer"},
+    {"type": "number"}, {"type": ["null", "integer", "boolean"]}, {"enum": ["a", "ab", 'q"', "é", 1, 12, None, [1]]},
+    {"type": "integer", "minimum": -3, "exclusiveMaximum": 120}, {"type": "array", "items": {"type": "number"}},
+    {"type": "array", "items": {"type": "string", "maxLength": 4}, "minItems": 1, "maxItems": 3},
+    {"type": "array", "items": {"type": "boolean"}, "maxItems": 0}, {**WHOLE}, {**WHOLE, "properties": {}},
+    {**WHOLE, "properties": {name: {"type": "integer"} for name in ("a", "ab", "b", "é")}},
+    {**WHOLE, "properties": {name: {"type": "string"} for name in ("x", "y", "z")}, "required": ["y"]},
+    {"anyOf": [{**WHOLE, "properties": {"k": {"const": k}, "v": v}, "required": ["k", "v"]}
+               for k, v in (("n", {"type": "number"}), ("s", {"type": "string"}), ("t", {"$ref": "#/$defs/t"}))],
+     "$defs": {"t": {"type": "array", "items": {"enum": ["up", "upper"]}}}},
+    {"oneOf": [{"type": "string", "maxLength": 3}, {"type": "integer"}, {"type": "null"}]},
+    EXTRACTION, LONG,
 ]  # fmt: skip
 
 
@@ -27,24 +47,48 @@ def sure_states(pattern: str) -> Automaton:
 
 
 @pytest.mark.parametrize("pattern", REGEXES + MORE)
-def test_remembered_masks_and_runs_are_those_of_a_request_that_remembers_nothing(pattern: str) -> None:
+def test_masks_and_runs_of_a_regex_are_those_of_a_request_that_remembers_nothing(pattern: str) -> None:
     grammar = of_regex(pattern)
+    for walk in range(12):
+        assert_the_same_as_without_memory(grammar, walk)
+
+
+@pytest.mark.parametrize("seed", range(220))
+def test_masks_and_runs_of_a_schema_are_those_of_a_request_that_remembers_nothing(seed: int) -> None:
+    grammar = of_schema(random_schema(seed))
+    for walk in range(3):
+        assert_the_same_as_without_memory(grammar, walk)
+
+
+@pytest.mark.parametrize("schema", PLAIN)
+def test_masks_and_runs_of_a_plain_schema_are_those_of_a_request_that_remembers_nothing(schema: Any) -> None:
+    grammar = of_schema(schema)
+    assert isinstance(grammar, LlguidanceGrammar)
+    assert grammar.automaton is not None
+    for walk in range(40):
+        assert_the_same_as_without_memory(grammar, walk)
+
+
+def assert_the_same_as_without_memory(grammar: Grammar, seed: int) -> None:
     assert isinstance(grammar, LlguidanceGrammar)
     plain = LlguidanceGrammar(grammar.engine, grammar.matcher, None, 0)
-    for seed in range(12):
-        rng, state, judge, context = random.Random(seed), grammar.start(STOPS), plain.start(STOPS), [5]
-        while not judge.ended and len(context) < 40:
-            assert state.mask() == judge.mask()
-            assert forced(state, context, 9) == forced(judge, context, 9)
-            chosen = rng.choice(mask_of(judge).tolist())
-            assert state.accept(chosen)
-            assert judge.accept(chosen)
-            context.append(chosen)
-            if rng.random() < 0.2:
-                count = rng.randrange(1, len(context))
-                state.rollback(count)
-                judge.rollback(count)
-                del context[len(context) - count :]
+    rng, state, judge, context = random.Random(seed), grammar.start(STOPS), plain.start(STOPS), [5]
+    for _ in range(70):
+        if judge.ended:
+            break
+        assert state.mask() == judge.mask(), vocabulary().text_of(context)
+        assert forced(state, context, 9) == forced(judge, context, 9)
+        allowed = mask_of(judge).tolist()
+        shortest = [i for i in allowed if len(vocabulary().token_bytes[i]) == 1]
+        chosen = rng.choice(shortest if shortest and rng.random() < 0.5 else allowed)
+        assert state.accept(chosen)
+        assert judge.accept(chosen)
+        context.append(chosen)
+        if rng.random() < 0.1 and len(context) > 1:
+            count = rng.randrange(1, len(context))
+            state.rollback(count)
+            judge.rollback(count)
+            del context[len(context) - count :]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +136,17 @@ def test_stop_tokens_belong_to_a_request_and_not_to_the_place() -> None:
     assert STOP not in mask_of(second)
 
 
-def test_characters_beyond_ascii_are_known_where_they_are_spelt_out_only() -> None:
+@pytest.mark.parametrize("pattern", [".{1,5}!", "[^a]{1,5}!"])
+def test_all_characters_beyond_ascii_are_alike_where_all_match(pattern: str) -> None:
+    places = sure_states(pattern)
+    seconds = {places.walk(START, text.encode()) for text in ("b", "é", "日", "😀")}
+    assert len(seconds) == 1
+    assert UNKNOWN not in seconds
+    halves = [places.walk(START, "日".encode()[:2]), places.walk(START, "本".encode()[:2])]
+    assert len({*halves, *seconds, UNKNOWN}) == 4
+
+
+def test_characters_beyond_ascii_are_not_known_where_some_match() -> None:
     places = sure_states(r"naïve (\w+|x)")
     at = places.walk(START, "naïve ".encode())
     assert at != UNKNOWN
@@ -125,11 +179,14 @@ def test_a_text_that_makes_ever_new_places_ends_the_search(monkeypatch: pytest.M
     assert places.num_states < 2000
 
 
-def test_choices_have_places_and_schemas_have_none() -> None:
+def test_choices_have_places_and_recursive_schemas_have_none() -> None:
     choice = automaton_of(GrammarSpec("choice", json.dumps(["cat", "crow", "été"])))
     assert choice is not None
     assert choice.walk(START, b"cat") == choice.walk(START, b"crow") == choice.walk(START, "été".encode()) != UNKNOWN
-    assert automaton_of(GrammarSpec("json_schema", "{}")) is None
+    tree = {**WHOLE, "properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}
+    for schema in ({}, tree, {"type": "string", "pattern": "a"}, {"type": "object"}, {"type": "integer", "minimum": 3}):
+        assert automaton_of(GrammarSpec("json_schema", json.dumps(schema))) is None
+    assert automaton_of(GrammarSpec("json_schema", json.dumps(LONG), max_whitespace=1)) is None
     assert mask_of(build(GrammarSpec("choice", '["cat","crow"]')).start(STOPS)).size
 
 
