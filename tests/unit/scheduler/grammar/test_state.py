@@ -141,7 +141,7 @@ def test_a_grammar_that_is_too_expensive_to_follow_ends_its_request(monkeypatch:
 def test_time_over_the_budget_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10**12, int(60e6)))
     monkeypatch.setattr(budget.time, "thread_time_ns", lambda: next(clock))
-    state = of_schema({"type": "string"}).start(STOPS)
+    state = of_schema({"type": "string", "pattern": "x"}).start(STOPS)
     assert follow(state, '"')
     for _ in range(18):
         mask_of(state)
