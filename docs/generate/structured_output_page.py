@@ -120,8 +120,8 @@ limits, so a regex or an EBNF of somebody you do not trust can stop the schedule
 it would ignore.
 
 Masks are worked out once for each place of a regular grammar and kept for all its requests: regexes without
-look-around, anchors or flags, choices, and compact JSON Schemas of objects with `"additionalProperties": false`, arrays, strings
-bounded at most in length, numbers and literals. Other grammars pay for every mask.
+look-around, anchors or flags, choices, and compact JSON Schemas of objects with `"additionalProperties": false`,
+arrays, strings bounded at most in length, numbers and literals. Other grammars pay for every mask.
 
 Every grammar is first tried in a process of its own that is killed when it takes longer than `--grammar-timeout-s` or
 more memory than `--grammar-memory-bytes`. Quick grammars do not wait behind slow ones.
