@@ -89,12 +89,12 @@ def measure(workload: Workload, on: Deployment, off: Deployment, model: Path, ar
     try:
         warm_up(workload, on, off)
         for mode, deployment, hints in (("radix + hints", on, True), ("radix", on, False), ("no radix", off, False)):
-            on.post("/flush_cache")
+            on.flush_cache()
             backend = CountingEndpoint(deployment.url, prefix_hints=hints)
             wall_s = run(workload, backend, len(workload.arguments), args.concurrency)
             out[mode] = {"programs_per_s": len(workload.arguments) / wall_s,
                          **rates(backend.requests(tokenizer), page_size)}  # fmt: skip
-        on.post("/flush_cache")
+        on.flush_cache()
         naive = OneAtATime(
             model.name, False, base_url=on.url + "/v1", api_key="none", dialect="rhizome", chat_template="chatml"
         )

@@ -91,6 +91,18 @@ class Server:
         with urllib.request.urlopen(request, timeout=600) as reply:
             return orjson.loads(reply.read())
 
+    def flush_cache(self) -> None:
+        """Empty the prefix cache. Requests that have just ended hold their pages for a step longer.
+
+        Raises:
+            TimeoutError: something is running.
+        """
+        for _ in range(200):
+            if self.post("/flush_cache")["held_pages"] == 0:
+                return
+            time.sleep(0.02)
+        raise TimeoutError("requests are running: the prefix cache cannot be emptied")
+
     def _log_tail(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text(errors="replace")[-2000:]
 
