@@ -9,9 +9,10 @@ Belongs to the request, not to a row or an engine: it survives retraction and th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
-from services.scheduler.grammar import Grammar
+from services.scheduler.grammar import Grammar, GrammarOverrun
 from shared.errors import RhizomeError
 
 MOST_FORCED = 256
@@ -32,6 +33,16 @@ class Constraint:
         self._jump = jump_forward
         self.forced: list[int] = []
         """Tokens that must follow the known ones."""
+        self._looked = False
+        self.caught_up = False
+        """`catch_up` was called for the present place."""
+        self.busy = 0
+        """Calls of `catch_up` under way in another thread: until then nothing of this is called but `allowed`."""
+
+    @property
+    def slow(self) -> bool:
+        """To be caught up with aside, see `aside.py`."""
+        return self._state.slow
 
     @property
     def ended(self) -> bool:
@@ -44,6 +55,7 @@ class Constraint:
         Raises:
             RhizomeError: the grammar does not allow one of them.
         """
+        self._looked = self.caught_up = False
         for token in tokens:
             if self.forced:
                 expected = self.forced.pop(0)
@@ -60,9 +72,18 @@ class Constraint:
             most: longest run to take.
             stop_ids: tokens that end the request; a run ends before one.
         """
-        if not self._jump or self.forced or most < 1 or self._state.ended:
+        if self._looked or not self._jump or self.forced or most < 1 or self._state.ended:
             return
+        self._looked = True
         self.forced = self._state.take_forced(known, min(most, MOST_FORCED), stop_ids)
+
+    def catch_up(self, known: Sequence[int], most: int, stop_ids: frozenset[int]) -> None:
+        """`look_ahead`, and work out the mask that `allowed` will want; what is wrong with it is raised there."""
+        self.look_ahead(known, most, stop_ids)
+        if not self._state.ended:
+            with contextlib.suppress(GrammarOverrun):
+                self._state.mask()
+        self.caught_up = True
 
     def allowed(self, ahead: int) -> int | bytes | None:
         """What may be sampled `ahead` tokens after the known ones: one token, or a mask; None = not known yet.
@@ -70,6 +91,8 @@ class Constraint:
         Raises:
             GrammarOverrun: nothing may, or the grammar takes too long to say.
         """
+        if self.busy:
+            return None
         if ahead < len(self.forced):
             return self.forced[ahead]
         if ahead > len(self.forced):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.scheduler import admission, forced_runs, results
+from services.scheduler.aside import Aside
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.kv_events import KvEventLog
 from services.scheduler.lost_steps import LostSteps
@@ -42,7 +43,7 @@ class Engine:
 
     def __init__(
         self, info: m.EngineInfo, session: str, config: SchedulerConfig, outbox: Outbox, totals: Totals,
-        stages: Stages, on_end: Callable[[Req], None], clock: Callable[[], float] = time.monotonic,
+        stages: Stages, aside: Aside, on_end: Callable[[Req], None], clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.info = info
         self.session = session
@@ -50,6 +51,7 @@ class Engine:
         self.outbox = outbox
         self.totals = totals
         self.stages = stages
+        self.aside = aside
         self.clock = clock
         self.stop_lookup = np.zeros(info.vocab_size, np.bool_)
         """[V] token ids that are a stop id of some request so far."""
@@ -195,6 +197,7 @@ class Engine:
         if last:
             rows.out_sent[row] += int(sample)
             rows.decoding[row] = True
+            rows.waiting[row] = rows.slow[row]
         return count
 
     def retract(self, req: Req) -> None:
@@ -251,6 +254,7 @@ class Engine:
             draft.add_pages(growing, pages)
         rows.disp_len[candidates] += 1
         rows.out_sent[candidates] += 1
+        rows.waiting[candidates] = rows.slow[candidates]
         draft.decode = candidates
         return retracted
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from services.scheduler.constraint import CONTEXT_TOKENS
+from services.scheduler.constraint import CONTEXT_TOKENS, Constraint
 from services.scheduler.grammar import GrammarOverrun
 from services.scheduler.plan_draft import Extend, InFlight, PlanDraft
 from services.scheduler.request import Req
@@ -63,11 +63,28 @@ def look_ahead(engine: Engine, req: Req) -> None:
     """Find the run that must follow a row's known tokens."""
     rows, row = engine.pool.rows, req.row
     assert req.constraint is not None
-    known = int(rows.known_len[row])
+    constraint, known = req.constraint, int(rows.known_len[row])
     most = int(rows.max_new[row] - rows.out_known[row]) - 1
     context = rows.tokens[row, max(0, known - CONTEXT_TOKENS) : known].tolist()
-    req.constraint.look_ahead(context, most, req.stop_ids)
-    rows.expect(row, known, req.constraint.forced)
+    rows.slow[row] = constraint.slow
+    rows.waiting[row] = constraint.busy > 0 or (constraint.slow and not constraint.caught_up)
+    if rows.waiting[row]:
+        constraint.busy += 1
+        engine.aside.start(
+            lambda: constraint.catch_up(context, most, req.stop_ids), lambda: _caught_up(engine, req, constraint)
+        )
+    else:
+        constraint.look_ahead(context, most, req.stop_ids)
+        rows.expect(row, known, constraint.forced)
+
+
+def _caught_up(engine: Engine, req: Req, constraint: Constraint) -> None:
+    """A slow grammar has caught up with a row, which the request may not have any more."""
+    constraint.busy -= 1
+    rows, row = engine.pool.rows, req.row
+    if row >= 0 and rows.reqs[row] is req and not req.done:
+        rows.expect(row, int(rows.known_len[row]), constraint.forced)
+        rows.waiting[row] = rows.out_sent[row] > rows.out_known[row]
 
 
 def masks(engine: Engine, record: InFlight) -> list[m.StepMasks]:
@@ -105,6 +122,7 @@ def _extend(engine: Engine, row: int, count: int) -> Extend:
     start = int(rows.disp_len[row])
     rows.disp_len[row] += count
     rows.out_sent[row] += count
+    rows.waiting[row] = rows.slow[row]
     engine.totals.forced_tokens += count - 1
     logprobs = start + 1 if req.return_logprob else -1
     return Extend(req, row, start, count, True, True, logprobs, forced=count - 1)

@@ -48,6 +48,10 @@ class RowTable:
         """Results for this row are ignored."""
         self.constrained = np.zeros(max_rows, np.bool_)
         """A grammar says what may be sampled."""
+        self.slow = np.zeros(max_rows, np.bool_)
+        """It is slow to follow: no step is sent ahead of the answer to the one before."""
+        self.waiting = np.zeros(max_rows, np.bool_)
+        """Of a slow one: it has not caught up with what was sent."""
         self.handle = np.zeros(max_rows, np.uint32)
         self.owner = np.zeros(max_rows, np.int32)
         """Index of the tokenizer."""
@@ -74,6 +78,7 @@ class RowTable:
         n = len(req.ids)
         self.tokens[row, :n] = req.ids
         self.constrained[row] = req.constraint is not None
+        self.slow[row] = self.waiting[row] = False
         if req.constraint is not None:
             self.expect(row, n, req.constraint.forced)
         self.num_pages[row] = 0
@@ -132,4 +137,4 @@ class RowTable:
 
     def decode_candidates(self) -> I32:
         """Rows that may take another decode step, [D]."""
-        return np.flatnonzero(self.decoding & (self.out_sent < self.max_new)).astype(np.int32)
+        return np.flatnonzero(self.decoding & ~self.waiting & (self.out_sent < self.max_new)).astype(np.int32)

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from services.scheduler import router
+from services.scheduler.aside import Aside
 from services.scheduler.config import SchedulerConfig
-from services.scheduler.constraint import Constraint
+from services.scheduler.constraint import CONTEXT_TOKENS, Constraint
 from services.scheduler.engine import Engine
 from services.scheduler.grammar import Grammar
 from services.scheduler.outbox import Outbox
@@ -48,6 +49,7 @@ class Scheduler:
         self.outbox = Outbox(scheduler_id)
         self.totals = Totals()
         self.stages = Stages()
+        self.aside = Aside()
         self.engines: dict[str, Engine] = {}  # by engine id
         self.unrouted: list[Req] = []
         """Requests that came while no engine was ready."""
@@ -95,16 +97,22 @@ class Scheduler:
 
     def compiled(self, req: Req, outcome: Grammar | RhizomeError) -> None:
         """A waiting request's grammar is ready, or the reason why it cannot be; ended requests are left alone."""
-        self._compiling -= 1
         if req.done:
-            return
-        if isinstance(outcome, RhizomeError):
+            self._compiling -= 1
+        elif isinstance(outcome, RhizomeError):
+            self._compiling -= 1
             self._fail(req, None, outcome)
-            return
-        assert req.grammar is not None
-        jump = req.grammar.jump_forward and not self.config.disable_jump_forward
-        req.constraint = Constraint(outcome, req.eos_ids, jump_forward=jump)
-        self._route(req)
+        else:
+            assert req.grammar is not None
+            jump = req.grammar.jump_forward and not self.config.disable_jump_forward
+            constraint = req.constraint = Constraint(outcome, req.eos_ids, jump_forward=jump)
+            if constraint.slow:  # its first mask is made before it is in anybody's step
+                context, most = req.ids[-CONTEXT_TOKENS:].tolist(), req.max_new_tokens - 1
+                self.aside.start(
+                    lambda: constraint.catch_up(context, most, req.stop_ids), lambda: self._constrained(req)
+                )
+            else:
+                self._constrained(req)
 
     def abort(self, msg: m.AbortHandles) -> None:
         """End requests of a tokenizer; unknown handles have ended already."""
@@ -133,7 +141,7 @@ class Scheduler:
         for old in [e for e in self.engines.values() if e.info.name == info.name]:
             self.close(old, "replaced by a new session")
         engine = Engine(
-            info, session, self.config, self.outbox, self.totals, self.stages, self._ended, self.clock
+            info, session, self.config, self.outbox, self.totals, self.stages, self.aside, self._ended, self.clock
         )  # fmt: skip
         self.engines[info.engine_id] = engine
         self.log.info("engine joined", engine=info.engine_id, pages=info.num_pages, page_size=info.page_size)
@@ -195,6 +203,7 @@ class Scheduler:
 
     def plans(self) -> Iterator[tuple[str, m.StepPlan]]:
         """Every plan that can be sent now, with its engine's id."""
+        self.aside.finish()
         for engine in self.engines.values():
             while (plan := engine.build()) is not None:
                 yield engine.info.engine_id, plan
@@ -229,6 +238,12 @@ class Scheduler:
             retractions_total=t.retractions, prompt_tokens_total=t.prompt_tokens, cached_tokens_total=t.cached_tokens,
             generation_tokens_total=t.generation_tokens, step_ms=self.stages.mean_ms(),
         )  # fmt: skip
+
+    def _constrained(self, req: Req) -> None:
+        """The request can be queued, if it is still wanted."""
+        self._compiling -= 1
+        if not req.done:
+            self._route(req)
 
     def _tell_all(self) -> None:
         """If it is time, tell each tokenizer all its requests: what they miss by then was lost."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class SchedulerService:
 
     async def start(self) -> None:
         """Subscribe, announce, be ready."""
+        self.scheduler.aside.wake = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._pump_soon)
         actor, subjects = self._actor, self._actor.subjects
         await actor.on(subjects.scheduler_result(f"{actor.id}.*"), m.StepResult, self._on_step_result)
         await actor.on(subjects.scheduler_fault(f"{actor.id}.*"), m.EngineFault, self._on_fault)
@@ -66,6 +68,7 @@ class SchedulerService:
         await self._pump()
         await self._idle.wait()
         await self._grammars.close()
+        self.scheduler.aside.close()
 
     async def _on_request(self, msg: m.TokenizedRequest) -> m.Queued:
         req, queued = self.scheduler.submit(msg)

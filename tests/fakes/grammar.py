@@ -20,6 +20,7 @@ class Automaton:
     overrun_at: int = -1
     """State whose mask takes too long."""
     vocab_size: int = 1000
+    slow: bool = False
     backend: str = "automaton"
     size_bytes: int = 0
 
@@ -49,6 +50,10 @@ class AutomatonState:
     stop_ids: frozenset[int]
     path: list[int] = field(default_factory=lambda: [0])
     """States so far; -1 behind a stop token."""
+
+    @property
+    def slow(self) -> bool:
+        return self.grammar.slow
 
     def allowed(self) -> list[int]:
         at = self.path[-1]

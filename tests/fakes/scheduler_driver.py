@@ -19,6 +19,7 @@ from shared.grammar import GrammarSpec
 from shared.log import Log
 from shared.messages.generation import ABORTED, RUNNING
 from shared.sampling import NEUTRAL, SamplingParams
+from tests.fakes.aside import LateAside
 from tests.fakes.engine import ScriptedEngine, engine_info
 
 EOS = 2
@@ -59,6 +60,7 @@ class Driver:
         """With the tokenizers that they were for."""
         self._sessions = 0
         self._handles = 0
+        self.aside = self.scheduler.aside = LateAside()
         self.open()
 
     @property
@@ -148,12 +150,18 @@ class Driver:
         return self.engines[plan.engine_id].execute(plan, self.masks.pop((plan.session, plan.seq), ()))
 
     def answer(self) -> bool:
-        """Execute the oldest plan and apply its result; False if there is none."""
+        """Execute the oldest plan, once it has its masks, and apply its result; False if there is none."""
         if not self.plans:
             return False
+        while self._wants_masks(self.plans[0]):
+            self.pump()
         self.scheduler.apply(self.execute())
         self.collect()
         return True
+
+    def _wants_masks(self, plan: m.StepPlan) -> bool:
+        live = any(engine.session == plan.session for engine in self.scheduler.engines.values())
+        return live and plan.masked_rows is not None and (plan.session, plan.seq) not in self.masks
 
     def step(self) -> None:
         self.pump()
@@ -163,7 +171,7 @@ class Driver:
         """Until nothing is left to do."""
         for _ in range(most_steps):
             self.pump()
-            if not self.answer():
+            if not self.answer() and not self.aside.tasks:
                 return
         raise AssertionError(f"not done after {most_steps} steps")
 

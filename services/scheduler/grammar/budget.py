@@ -33,8 +33,8 @@ class MaskBudget:
     def begin(self) -> None:
         self._start_ns = time.thread_time_ns()
 
-    def end(self) -> None:
-        """Account for the time since `begin`.
+    def end(self) -> float:
+        """Account for the time since `begin`, and return it in milliseconds.
 
         Raises:
             GrammarOverrun: the request has used up what it had.
@@ -45,3 +45,4 @@ class MaskBudget:
         self._left_ms = min(self._left_ms + MASK_MS, START_MS) - took_ms
         if self._left_ms < 0:
             raise GrammarOverrun(TEXT.format(self._spent_ms, self._masks))
+        return took_ms

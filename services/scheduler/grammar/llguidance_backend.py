@@ -68,13 +68,15 @@ class Engine:
         matcher: Any = LLMatcher(self.tokenizer, source, log_level=0, limits=self.limits)
         _raise_if_error(matcher, param)
         grammar = LlguidanceGrammar(self, matcher, automaton, 65_536 + 64 * len(source))
+        first = grammar.start(frozenset())
         try:
-            mask = grammar.start(frozenset()).mask()
+            mask = first.mask()
         except GrammarOverrun as fault:
             text = "no text satisfies it" if "NoExtension" in fault.message else fault.message
             raise InvalidRequest(f"{param}: {text}", param=param) from fault
         if not any(mask):
             raise InvalidRequest(f"{param}: only the empty text satisfies it", param=param)
+        grammar.starts_slowly = first.slow
         return grammar
 
 
@@ -88,6 +90,7 @@ class LlguidanceGrammar:
         self.matcher = matcher
         self.automaton = automaton
         self.size_bytes = size_bytes
+        self.starts_slowly = False
 
     def start(self, stop_ids: frozenset[int]) -> _State:
         return _State(self, stop_ids)
@@ -99,7 +102,7 @@ class _State(MatcherState):
     __slots__ = ("_address", "_automaton", "_grammar", "_known", "_matcher", "_places", "_words")
 
     def __init__(self, grammar: LlguidanceGrammar, stop_ids: frozenset[int]) -> None:
-        super().__init__(grammar.engine.vocabulary, stop_ids)
+        super().__init__(grammar.engine.vocabulary, stop_ids, slow=grammar.starts_slowly)
         self._grammar, self._automaton = grammar, grammar.automaton
         self._known = grammar.engine.known
         self._matcher = grammar.matcher.deep_copy()
@@ -124,7 +127,9 @@ class _State(MatcherState):
         place = self._places[-1]
         if self._mask_here is None and place[0] != UNKNOWN:
             memory, key = self._grammar.engine.memory, (self._grammar, place, self._stop_ids)
-            self._mask_here = memory.get(key) or memory.put(key, super().mask())
+            known = memory.get(key)
+            self.slow = self.slow and known is None
+            self._mask_here = known or memory.put(key, super().mask())
         return super().mask()
 
     def _take(self, token_id: int) -> bool:

@@ -17,17 +17,22 @@ from services.scheduler.grammar.masks import clear_bits, only_bit, set_bits
 from services.scheduler.grammar.state import GrammarOverrun
 from services.scheduler.grammar.vocabulary import Vocabulary
 
+SLOW_MS = 2.0
+"""A mask that took longer is expected to be followed by more of its kind."""
+
 
 class MatcherState(ABC):
     """Implements `state.GrammarState` and `forced.ForcedState` on the methods below."""
 
-    __slots__ = ("_budget", "_mask_here", "_stop_ids", "_stops_taken", "_vocabulary")
+    __slots__ = ("_budget", "_mask_here", "_stop_ids", "_stops_taken", "_vocabulary", "slow")
 
-    def __init__(self, vocabulary: Vocabulary, stop_ids: frozenset[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, stop_ids: frozenset[int], *, slow: bool = False) -> None:
         """
         Args:
             stop_ids: those that the vocabulary lacks are left out.
+            slow: the first mask is known to take long.
         """
+        self.slow = slow
         self._vocabulary = vocabulary
         self._stop_ids = frozenset(i for i in stop_ids if 0 <= i < vocabulary.size)
         self._stops_taken = 0
@@ -105,7 +110,7 @@ class MatcherState(ABC):
         """The matcher's mask with the stop ids as they should be, and no end token."""
         self._budget.begin()
         words = self._matcher_mask()
-        self._budget.end()
+        self.slow = self._budget.end() > SLOW_MS
         clear_bits(words, (self._vocabulary.size,))
         (set_bits if self.complete else clear_bits)(words, self._stop_ids)
         words = words[: (self._vocabulary.size + 31) // 32]

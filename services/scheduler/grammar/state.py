@@ -16,7 +16,7 @@ class GrammarOverrun(InvalidRequest):
 
 
 class GrammarState(Protocol):
-    """Where one request is in its grammar. Belongs to the event loop; never shared, never used in two threads."""
+    """Where one request is in its grammar. Never shared, never used in two threads at a time."""
 
     def accept(self, token_id: int) -> bool:
         """Take one token. False: it is not allowed here, and the state is as it was."""
@@ -40,6 +40,9 @@ class GrammarState(Protocol):
                 state is of no use afterwards.
         """
         ...
+
+    slow: bool
+    """The next mask may take longer than a step of other requests should wait."""
 
     @property
     def ended(self) -> bool:
