@@ -5,6 +5,7 @@ from __future__ import annotations
 from docs.generate.markdown import NOTICE, code, table
 from services.scheduler.grammar import ebnf_parse, regex_check, schema_check, schema_size, sources
 from services.scheduler.grammar.budget import MASK_MS, START_MS
+from services.scheduler.grammar.matcher_state import SLOW_MS
 from services.scheduler.grammar.schema_keywords import (
     ANNOTATIONS,
     ENFORCED,
@@ -121,7 +122,8 @@ it would ignore.
 
 Masks are worked out once for each place of a regular grammar and kept for all its requests: regexes without
 look-around, anchors or flags, choices, and compact JSON Schemas of objects with `"additionalProperties": false`,
-arrays, strings bounded at most in length, numbers and literals. Other grammars pay for every mask.
+arrays, strings bounded at most in length, numbers and literals. Other grammars pay for every mask, and one whose masks
+take over {SLOW_MS:g} ms is followed beside the step loop, so that only its own request waits.
 
 Every grammar is first tried in a process of its own that is killed when it takes longer than `--grammar-timeout-s` or
 more memory than `--grammar-memory-bytes`. Quick grammars do not wait behind slow ones.

@@ -17,7 +17,7 @@ from services.scheduler.grammar.masks import clear_bits, only_bit, set_bits
 from services.scheduler.grammar.state import GrammarOverrun
 from services.scheduler.grammar.vocabulary import Vocabulary
 
-SLOW_MS = 2.0
+SLOW_MS = 0.5
 """A mask that took longer is expected to be followed by more of its kind."""
 
 
