@@ -21,14 +21,8 @@ from services.tokenizer.reasoning import Phase, ReasoningFormat, ReasoningReader
 from services.tokenizer.reasoning import format_of_template as reasoning_of_template
 from services.tokenizer.template_files import ChatTemplates
 from services.tokenizer.tool_calls import formats
-from services.tokenizer.tool_calls.call_grammar import (
-    Format,
-    Function,
-    either,
-    forced_calls,
-    functions_of,
-    possible_calls,
-)
+from services.tokenizer.tool_calls.argument_grammar import Format, either
+from services.tokenizer.tool_calls.call_grammar import Function, forced_calls, functions_of, possible_calls
 from services.tokenizer.tool_calls.call_scanner import CallScanner
 from services.tokenizer.tool_calls.formats import CallFormat
 from services.tokenizer.tool_calls.tool_prompt import spelled_out
@@ -106,19 +100,13 @@ class AnswerPlan:
         if self.calls is None or not (self.required or self.grammar is not None or self._any_strict()):
             return None
         frame, syntax = self.calls.frame, self.calls.syntax
-        if frame is None:
-            if not self.required and self.grammar is None:
-                return None  # the model has to be left free to call at all
-            raise InvalidRequest(
-                f"no grammar can hold calls in this model's format ({self.calls.name}): use tool_choice none, or auto"
-                " without a grammar",
-                param="tool_choice",
-            )
         if self.required:
             return forced_calls(frame, self.functions, only_one=self.only_one)
         if self.grammar is not None:
             return either([forced_calls(frame, self.functions, only_one=self.only_one), as_format(self.grammar)])
         marker = "" if syntax.bare else syntax.begins[0]
+        if not (marker or frame.head[0]):
+            return None  # nothing tells the beginning of a call from text
         return possible_calls(frame, marker, self.functions, only_one=self.only_one)
 
     def _any_strict(self) -> bool:

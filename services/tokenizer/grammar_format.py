@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from services.tokenizer.tool_calls.call_grammar import Format, either, json_schema
+from services.tokenizer.tool_calls.argument_grammar import Format, either, json_schema
 from shared.errors import InvalidRequest
 from shared.grammar import GrammarSpec
 

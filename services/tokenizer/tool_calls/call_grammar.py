@@ -10,10 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.tokenizer.tool_calls.argument_grammar import (
+    Format,
+    constant,
+    either,
+    json_schema,
+    keyword_arguments,
+    tagged_arguments,
+)
 from services.tokenizer.tool_calls.formats import Frame
 from shared.errors import InvalidRequest
 
-Format = dict[str, Any]
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -84,20 +91,17 @@ def possible_calls(frame: Frame, marker: str, functions: Sequence[Function], *, 
     return {"type": "triggered_tags", "triggers": [trigger], "tags": tags, "stop_after_first": only_one}
 
 
-def json_schema(schema: dict[str, Any]) -> Format:
-    """JSON that fits a schema, with as much white space as the `GrammarSpec` says."""
-    return {"type": "json_schema", "json_schema": schema}
-
-
-def either(formats: list[Format]) -> Format:
-    """One of several."""
-    return formats[0] if len(formats) == 1 else {"type": "or", "elements": formats}
-
-
 def _call(frame: Frame, function: Function) -> Format:
     begin = frame.head[0] + function.name + frame.head[1]
-    return {"type": "tag", "begin": begin, "content": json_schema(function.schema), "end": frame.tail}
+    match frame.arguments:
+        case "json":
+            content = json_schema(function.schema)
+        case "tags":
+            content = tagged_arguments(function.parameters, strict=function.strict is not False)
+        case "keywords":
+            content = keyword_arguments(function.parameters, strict=function.strict is not False)
+    return {"type": "tag", "begin": begin, "content": content, "end": frame.tail}
 
 
 def _constant(text: str) -> Format | None:
-    return {"type": "const_string", "value": text} if text else None
+    return constant(text) if text else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import string
 from dataclasses import dataclass
+from typing import Literal
 
 from services.tokenizer.tool_calls.call_scanner import CallSyntax
 from services.tokenizer.tool_calls.events import CallReader, Functions
@@ -24,12 +25,14 @@ class Frame:
     """
 
     head: tuple[str, str]
-    """Text of one call before and after the function's name; the JSON of the arguments follows."""
+    """Text of one call before and after the function's name; the arguments follow."""
     tail: str
     """Text of one call behind the arguments."""
     between: str
     before: str = ""
     after: str = ""
+    arguments: Literal["json", "tags", "keywords"] = "json"
+    """One JSON object, a tag for each, or Python's keyword arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,7 @@ class CallFormat:
 
     name: str
     syntax: CallSyntax
-    frame: Frame | None
-    """None: calls of this family cannot be forced."""
+    frame: Frame
     id_chars: int = 0
     """Length of ids of calls that are letters and digits only; 0 = `call_` and 24 of them."""
 
@@ -101,8 +103,16 @@ MISTRAL_NAMED = CallFormat(
     Frame(("[TOOL_CALLS]", ARGS), "", ""),
     id_chars=9,
 )
-QWEN3_CODER = CallFormat("qwen3_coder", CallSyntax(("<tool_call>",), "</tool_call>", "", _xml), None)
-PYTHONIC = CallFormat("pythonic", CallSyntax(("<|tool_call_start|>",), "<|tool_call_end|>", "[", _python), None)
+QWEN3_CODER = CallFormat(
+    "qwen3_coder",
+    CallSyntax(("<tool_call>",), "</tool_call>", "", _xml),
+    Frame(("<tool_call>\n<function=", ">"), "</function>\n</tool_call>", "\n", arguments="tags"),
+)
+PYTHONIC = CallFormat(
+    "pythonic",
+    CallSyntax(("<|tool_call_start|>",), "<|tool_call_end|>", "[", _python),
+    Frame(("", ""), "", ", ", "[", "]", arguments="keywords"),
+)
 
 FORMATS: dict[str, CallFormat] = {
     "hermes": HERMES,

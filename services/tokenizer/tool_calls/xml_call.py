@@ -103,10 +103,11 @@ class XmlCall(StreamedCall):
 def _types(properties: Any, key: str) -> set[str]:
     """Types that the schema of a property allows; none when it does not say."""
     schema = properties.get(key) if isinstance(properties, dict) else None
-    return _types_of(schema) if isinstance(schema, dict) else set()
+    return types_of(schema) if isinstance(schema, dict) else set()
 
 
-def _types_of(schema: dict[str, Any]) -> set[str]:
+def types_of(schema: dict[str, Any]) -> set[str]:
+    """Types that a schema allows, as far as it says; a reference may be any structure."""
     kinds = schema.get("type", [])
     found = {kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if isinstance(kind, str)}
     if "$ref" in schema:
@@ -117,7 +118,7 @@ def _types_of(schema: dict[str, Any]) -> set[str]:
     for word in ("anyOf", "oneOf"):
         branches = schema.get(word)
         for branch in branches if isinstance(branches, list) else ():
-            found |= _types_of(branch) if isinstance(branch, dict) else set()
+            found |= types_of(branch) if isinstance(branch, dict) else set()
     return found
 
 

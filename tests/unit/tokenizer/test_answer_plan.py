@@ -15,6 +15,8 @@ from services.tokenizer.template_files import ChatTemplates
 from shared import messages as m
 from shared.errors import InvalidRequest
 from shared.grammar import GrammarSpec
+from tests.unit.scheduler.grammar.tiny import build
+from tests.unit.scheduler.grammar.tiny import matches as tiny_matches
 from tests.unit.tokenizer import tiny
 
 TURNS = (
@@ -106,6 +108,14 @@ FORCED: dict[str, tuple[str, list[str], list[str]]] = {
 }  # fmt: skip
 
 
+XML_F = "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"
+FORCED |= {
+    "qwen3_coder": (XML, [XML_F, f"{XML_F}\n{XML_F.replace('=f>', '=g>')}"],
+                    ["", "hi", XML_F.replace("1", "one"), XML_F.replace("=a>", "=b>"), HERMES_F]),
+    "pythonic": (PYTHONIC, ["[f(a=1)]", "[f(a=1), g(a=2)]"], ["", "[]", "f(a=1)", "[f(1)]", '[f(a="x")]', "[h(a=1)]"]),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", FORCED)
 def test_required_calls_are_forced_in_the_models_own_format_and_read_back(name: str) -> None:
     template, good, bad = FORCED[name]
@@ -143,7 +153,7 @@ def test_the_schema_binds_a_forced_call_unless_strict_is_false() -> None:
     assert not none(HERMES_F)
 
 
-@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, NAMED, NEMOTRON])
+@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, NAMED, NEMOTRON, XML])
 def test_strict_functions_bind_the_calls_of_an_answer_that_may_have_none(template: str) -> None:
     matches = matcher(grammar_of(template, ask(tools=[tool("f", strict=True), tool("g")])))
     call = FORCED[answers(template).plan(ask()).calls.name][1][0]
@@ -154,9 +164,80 @@ def test_strict_functions_bind_the_calls_of_an_answer_that_may_have_none(templat
     assert grammar_of(template, ask(tools=[tool("f", strict=True)], tool_choice="none")) is None
 
 
-@pytest.mark.parametrize("template", [XML, PYTHONIC])
-def test_strict_functions_do_not_keep_a_model_whose_calls_no_grammar_holds_from_calling(template: str) -> None:
-    assert grammar_of(template, ask(tools=[tool("f", strict=True)])) is None
+def test_strict_functions_do_not_keep_a_model_from_calling_whose_calls_begin_as_text_may() -> None:
+    assert grammar_of(PYTHONIC, ask(tools=[tool("f", strict=True)])) is None
+
+
+ARGUMENTS = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"}, "kind": {"enum": ["a", "b c"]}, "at": {"$ref": "#/$defs/point"},
+        "note": {"type": ["string", "null"], "maxLength": 5},
+    },
+    "required": ["kind"],
+    "$defs": {"point": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}},
+}  # fmt: skip
+
+
+def arguments_read(template: str, text: str, function: dict[str, Any]) -> Any:
+    """What a forced call's text says, once it was found to match."""
+    request = ask(tools=[function], tool_choice="required", parallel_tool_calls=False)
+    plan, prompt = planned(template, request)
+    spec = plan.full_grammar(prompt)
+    assert matcher(spec)(text), text
+    assert spec is not None
+    assert tiny_matches(build(spec), text), text
+    reader = plan.reader(prompt)
+    assert reader is not None
+    reader.add(text)
+    reader.finish()
+    _, _, calls = reader.take()
+    assert calls is not None
+    return orjson.loads("".join(call.arguments for call in calls))
+
+
+def test_arguments_in_tags_are_text_or_json_as_their_schemas_say() -> None:
+    def call(*arguments: tuple[str, str]) -> str:
+        inside = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in arguments)
+        return f"<tool_call>\n<function=f>\n{inside}</function>\n</tool_call>"
+
+    f = tool("f", parameters=ARGUMENTS)
+    assert arguments_read(XML, call(("text", "1 < 2\n\nand"), ("kind", "b c"), ("at", "[1,2]")), f) == {
+        "text": "1 < 2\n\nand", "kind": "b c", "at": [1, 2],
+    }  # fmt: skip
+    assert arguments_read(XML, call(("kind", "a")), f) == {"kind": "a"}
+    assert arguments_read(XML, call(), tool("f", parameters=None)) == {}
+    assert arguments_read(XML, call(("at", "anything")), tool("f", parameters=ARGUMENTS, strict=False))
+    matches = matcher(grammar_of(XML, ask(tools=[f], tool_choice="required")))
+    for wrong in (call(), call(("kind", "c")), call(("kind", "a"), ("text", "x")), call(("kind", "a"), ("at", "[1]"))):
+        assert not matches(wrong)
+
+
+def test_keyword_arguments_are_json_behind_their_names() -> None:
+    f = tool("f", parameters=ARGUMENTS)
+    text = '[f(text="q\\"x", kind="a", at=[1,2], note=null)]'
+    assert arguments_read(PYTHONIC, text, f) == {"text": 'q"x', "kind": "a", "at": [1, 2], "note": None}
+    assert arguments_read(PYTHONIC, '[f(kind="b c", note="n")]', f) == {"kind": "b c", "note": "n"}
+    assert arguments_read(PYTHONIC, "[f()]", tool("f", parameters=None)) == {}
+    assert arguments_read(PYTHONIC, "[f(note=[])]", tool("f", parameters=ARGUMENTS, strict=False)) == {"note": []}
+    matches = matcher(grammar_of(PYTHONIC, ask(tools=[f], tool_choice="required")))
+    wrong = ("[f()]", '[f(kind="c")]', "[f(at=[1,2])]", '[f(, kind="a")]', '[f(kind="a"]')
+    assert [text for text in wrong if matches(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("template", "properties", "what"),
+    [
+        (XML, {"p": {"type": "string", "pattern": "^a"}}, "pattern"),
+        (PYTHONIC, {"no name": {}}, "no name in Python"),
+        (XML, 3, "an object of schemas"),
+        (PYTHONIC, [], "an object of schemas"),
+    ],
+)
+def test_what_a_format_of_calls_cannot_hold_is_refused(template: str, properties: Any, what: str) -> None:
+    function = tool("f", parameters={"type": "object", "properties": properties})
+    with pytest.raises(InvalidRequest, match=what):
+        grammar_of(template, ask(tools=[function], tool_choice="required"))
 
 
 def test_a_grammar_and_tools_give_either_calls_or_the_text() -> None:
@@ -216,9 +297,6 @@ REFUSED: list[tuple[str | None, dict[str, Any], m.GenerateRequest, str, str]] = 
     (HERMES, {}, ask(tools=[tool("f", parameters=3)]), "tools[0].function.parameters", "None"),
     (HERMES, {"tools": "none"}, ask(tool_choice="required"), "tool_choice", "--tool-call-parser none"),
     (UNKNOWN, {}, ask(), "tools", "--tool-call-parser"),
-    (PYTHONIC, {}, ask(tool_choice="required"), "tool_choice", "pythonic"),
-    (PYTHONIC, {}, ask(JSON), "tool_choice", "pythonic"),
-    (XML, {}, ask(tool_choice="required"), "tool_choice", "qwen3_coder"),
     (THINKS, {}, ask(GrammarSpec("json_schema", "["), tools=[]), "json_schema", "not valid JSON"),
     (THINKS, {}, ask(GrammarSpec("choice", "{}"), tools=[]), "choice", "not what it should be"),
     (HERMES, {}, ask(tool_choice="required", tools=[tool("f", parameters={"title": "x" * 300_000})]), "tools", "262"),
