@@ -118,6 +118,7 @@ class Executor:
 
     # on the loop
     def _spawn_gather(self, slot: Slot, sources: list[Slot]) -> None:
+        self.changed.fire()
         task = self.run.spawn(_gather(slot, sources))
         task.add_done_callback(lambda _: None if slot.done else slot.fail(self._cancelled(slot)))
 
@@ -139,9 +140,14 @@ class Executor:
             self._give_up(op)
         self._idle.fire()
 
+    @property
+    def is_drained(self) -> bool:
+        """The queue is empty and nothing runs."""
+        return not (self._task is not None or self._queue or self._held)
+
     async def drained(self) -> None:
-        """Return when the queue is empty and nothing runs."""
-        while self._task is not None or self._queue or self._held:
+        """Return when all that was appended is done."""
+        while not self.is_drained:
             await self._idle.wait()
 
     def _enqueue(self, ops: list[Op]) -> None:
@@ -309,6 +315,7 @@ class Executor:
         self._held = False
         self.run.record.event("fork", state=self.id, at_chars=self.fork_pos)
         self._step()
+        self.changed.fire()
 
     async def hint(self) -> None:
         """Have the text computed once, before several states begin with it."""

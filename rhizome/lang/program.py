@@ -188,9 +188,9 @@ class Function:
     def run_sync(self, run: ProgramRun, state: ProgramState, arguments: dict[str, Any]) -> None:
         """Call a synchronous function in this thread and wait for all that it appended."""
         fault: BaseException | None = None
-        run.enter()
         try:
-            state.ret_value = self.func(state, **arguments)
+            with run.inside():
+                state.ret_value = self.func(state, **arguments)
             wait_on(run.loop, run.settle())
         except BaseException as raised:
             fault = raised
@@ -203,12 +203,12 @@ class Function:
         """Call the function on this loop (a synchronous one in a thread) and wait for all that it appended."""
         fault: BaseException | None = None
         try:
-            if self.is_async:
-                state.ret_value = await self.func(state, **arguments)
-            else:
-                blocking = ProgramState(state._executor)
-                call = functools.partial(self._in_thread, run, blocking, arguments)
-                state.ret_value = await run.loop.run_in_executor(_threads(), _in_context(call))
+            with run.inside():
+                if self.is_async:
+                    state.ret_value = await self.func(state, **arguments)
+                else:
+                    call = functools.partial(self.func, ProgramState(state._executor), **arguments)
+                    state.ret_value = await run.loop.run_in_executor(_threads(), _in_context(call))
             await run.settle()
         except BaseException as raised:
             fault = raised
@@ -216,10 +216,6 @@ class Function:
             raise
         finally:
             await _end(run, fault)
-
-    def _in_thread(self, run: ProgramRun, state: ProgramState, arguments: dict[str, Any]) -> Any:
-        run.enter()
-        return self.func(state, **arguments)
 
     def _run_async_here(self, run: ProgramRun, arguments: dict[str, Any], stream: bool) -> ProgramState:
         """An `async def` program for a thread that waits."""

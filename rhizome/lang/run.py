@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from rhizome.lang.backends.base import Backend
@@ -17,6 +18,9 @@ from rhizome.lang.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from rhizome.lang.executor import Executor
+
+_inside: ContextVar[tuple[object, ...]] = ContextVar("rhizome_inside", default=())
+"""Keys of the runs whose functions run in this thread or task. It goes with a call to another loop."""
 
 
 class ProgramRun:
@@ -44,19 +48,24 @@ class ProgramRun:
         self.ended = Signal()
         self.background: asyncio.Task[None] | None = None
         """The task of a streamed `async def` program."""
-        self.thread: int | None = None
-        """The thread of a synchronous function: the only one that appends."""
+        self._key = object()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cancelled = False
 
-    def enter(self) -> None:
-        """The function starts in this thread."""
-        self.thread = threading.get_ident()
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The function runs here: in this thread or task, and in tasks that it starts."""
+        outer = _inside.get()
+        _inside.set((*outer, self._key))
+        try:
+            yield
+        finally:
+            _inside.set(outer)
 
     @property
     def may_grow(self) -> bool:
-        """Whether variables may still appear that this thread does not know of."""
-        return self.stream and not self.done and threading.get_ident() != self.thread
+        """Whether the function may still append while the one who asks waits: never when it asks itself."""
+        return self.stream and not self.done and self._key not in _inside.get()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that ends with the run at the latest."""
