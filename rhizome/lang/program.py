@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,7 @@ class Function:
         state = AsyncProgramState(executor)
         work = self.run_async(run, state, arguments)
         if stream:
-            run.background = loop.create_task(_quietly(work))
+            run.in_background(work)
         else:
             await work
         return state
@@ -223,7 +224,7 @@ class Function:
         work = self.run_async(run, AsyncProgramState(executor), arguments)
         state = ProgramState(executor)
         if stream:
-            asyncio.run_coroutine_threadsafe(_quietly(work), run.loop)
+            post(run.loop, run.in_background, work)
         else:
             wait_on(run.loop, work)
         return state
@@ -293,14 +294,17 @@ async def _end(run: ProgramRun, fault: BaseException | None) -> None:
         run.finish(fault)
 
 
-async def _quietly(work: Any) -> None:
-    """What the function raises is told to the readers of the state."""
-    with contextlib.suppress(Exception):
-        await work
-
-
 def _template(backend: Any) -> Any:
     return wait_on(background_loop(), as_backend(backend).chat_template())
+
+
+def _forget_threads() -> None:
+    """In the child of a fork, which has none of them."""
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _threads() -> ThreadPoolExecutor:

@@ -46,8 +46,7 @@ class ProgramRun:
         self.fault: BaseException | None = None
         """What the function raised."""
         self.ended = Signal()
-        self.background: asyncio.Task[None] | None = None
-        """The task of a streamed `async def` program."""
+        self._background: asyncio.Task[None] | None = None
         self._key = object()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cancelled = False
@@ -75,7 +74,7 @@ class ProgramRun:
         return task
 
     def cancel(self) -> None:
-        """Stop everything that runs or waits; its variables raise. On the loop."""
+        """Stop everything that runs or waits, a streamed coroutine too; its variables raise. On the loop."""
         if self.done or self._cancelled:
             return
         self._cancelled = True
@@ -83,10 +82,23 @@ class ProgramRun:
             task.cancel()
         for executor in list(self.executors):
             executor.abort(ProgramCancelled())
+        if self._background is not None and self._background is not asyncio.current_task():
+            self._background.cancel()
 
     @property
     def is_cancelled(self) -> bool:
         return self._cancelled
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a streamed program's coroutine; what it raises is told to the readers of the state. On the loop."""
+        self._background = self.loop.create_task(work)
+        self._background.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # told already
+        if not self.done:  # cancelled before it started
+            self.finish(ProgramCancelled())
 
     async def settle(self) -> None:
         """Return when every operation has ended. The function appends nothing any more."""
@@ -101,7 +113,7 @@ class ProgramRun:
 
     def finish(self, fault: BaseException | None) -> None:
         """The run is over; readers that wait for more learn it."""
-        self.fault = fault
+        self.fault = ProgramCancelled() if isinstance(fault, asyncio.CancelledError) else fault
         self.done = True
         self.record.event("end", error=str(fault) if fault else None, report=self.report.as_dict())
         self.ended.fire()

@@ -142,3 +142,56 @@ def test_a_reader_is_woken_by_variables_of_a_join_and_by_those_that_are_set() ->
     go.set()
     assert (state["mine"], state["x"]) == (7, [" b", " b"])
     read.set()
+
+
+async def test_cancelling_a_streamed_async_program_stops_its_function() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    @rz.function
+    async def program(s):
+        s += "A" + rz.gen("x")
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    state = await program.arun(backend=rz.FakeBackend(["b"], latency_s=60), stream=True)
+    await started.wait()
+    state.cancel()
+    with pytest.raises(rz.ProgramError, match="cancelled"):
+        await state.text()
+    assert ended.is_set()
+    with pytest.raises(rz.ProgramError, match="cancelled"):
+        await state["never"]
+
+    other = await asyncio.to_thread(program.run, backend=rz.FakeBackend(["b"], latency_s=60), stream=True)
+    other.cancel()
+    assert "cancelled" in str(await asyncio.to_thread(other.error))
+
+
+async def test_a_streamed_program_cancelled_before_it_starts_ends() -> None:
+    @rz.function
+    async def program(s):
+        s += "never"
+
+    state = await program.arun(backend=backend(), stream=True)
+    state.cancel()
+    with pytest.raises(rz.ProgramError, match="cancelled"):
+        await state.text()
+    with pytest.raises(rz.ProgramError, match="cancelled"):
+        await state["x"]
+
+
+async def test_an_async_function_that_cancels_its_own_program_ends() -> None:
+    @rz.function
+    async def program(s):
+        s += "A" + rz.gen("x")
+        s.cancel()
+        await asyncio.sleep(0)
+        return "ended"
+
+    state = await program.arun(backend=rz.FakeBackend(["b"], latency_s=60), stream=True)
+    with pytest.raises(rz.ProgramError, match="cancelled"):
+        await state.text()
+    assert state.ret_value == "ended"
