@@ -254,7 +254,7 @@ class Executor:
             assert op.slot is not None
             await generation.select(self, expr, op.slot)
         elif isinstance(expr, ir.Variable):
-            self.fill(_as_text(await expr.slot.wait()))
+            self.fill(_as_text(await expr.slot.read_async()))
         elif isinstance(expr, ir.ImageExpr):
             self._append_image(await asyncio.to_thread(load_image, expr.source))
         elif isinstance(expr, ir.VideoExpr):

@@ -195,7 +195,7 @@ class Function:
             wait_on(run.loop, run.settle())
         except BaseException as raised:
             fault = raised
-            post(run.loop, run.cancel)
+            post(run.loop, run.cancel, raised)
             raise
         finally:
             wait_on(run.loop, _end(run, fault))
@@ -213,7 +213,7 @@ class Function:
             await run.settle()
         except BaseException as raised:
             fault = raised
-            run.cancel()
+            run.cancel(raised)
             raise
         finally:
             await _end(run, fault)

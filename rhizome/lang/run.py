@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhizome.lang.backends.base import Backend
 from rhizome.lang.chat_template import ChatTemplate
-from rhizome.lang.errors import ProgramCancelled
+from rhizome.lang.errors import ProgramCancelled, ProgramError
 from rhizome.lang.loops import Signal
 from rhizome.lang.recording import RunRecord
 from rhizome.lang.report import Report
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rhizome.lang.executor import Executor
 
 _inside: ContextVar[tuple[object, ...]] = ContextVar("rhizome_inside", default=())
-"""Keys of the runs whose functions run in this thread or task. It goes with a call to another loop."""
+"""Keys of the runs whose functions run in this thread or task. What is sent to another loop takes them along."""
 
 
 class ProgramRun:
@@ -43,8 +43,8 @@ class ProgramRun:
         self.executors: list[Executor] = []
         self.done = False
         """The function has returned or raised, and every operation has ended."""
-        self.fault: BaseException | None = None
-        """What the function raised."""
+        self.fault: ProgramError | None = None
+        """What readers see of an exception of the function."""
         self.ended = Signal()
         self._background: asyncio.Task[None] | None = None
         self._key = object()
@@ -73,15 +73,19 @@ class ProgramRun:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def cancel(self) -> None:
-        """Stop everything that runs or waits, a streamed coroutine too; its variables raise. On the loop."""
+    def cancel(self, fault: BaseException | None = None) -> None:
+        """Stop everything that runs or waits, a streamed coroutine too; its variables raise. On the loop.
+
+        Args:
+            fault: what the function raised, where that is the reason.
+        """
         if self.done or self._cancelled:
             return
         self._cancelled = True
         for task in list(self._tasks):
             task.cancel()
         for executor in list(self.executors):
-            executor.abort(ProgramCancelled())
+            executor.abort(ProgramCancelled() if fault is None else _of_function(fault))
         if self._background is not None and self._background is not asyncio.current_task():
             self._background.cancel()
 
@@ -113,9 +117,17 @@ class ProgramRun:
 
     def finish(self, fault: BaseException | None) -> None:
         """The run is over; readers that wait for more learn it."""
-        self.fault = ProgramCancelled() if isinstance(fault, asyncio.CancelledError) else fault
+        self.fault = None if fault is None else _of_function(fault)
         self.done = True
         self.record.event("end", error=str(fault) if fault else None, report=self.report.as_dict())
         self.ended.fire()
         for executor in self.executors:
             executor.changed.fire()
+
+
+def _of_function(fault: BaseException) -> ProgramError:
+    """What readers see of an exception that the function raised."""
+    if isinstance(fault, ProgramError):
+        return fault
+    cause = ProgramCancelled() if isinstance(fault, asyncio.CancelledError) else fault
+    return ProgramError("the program's function", None, (), cause)

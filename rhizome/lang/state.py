@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from rhizome.lang import ir, streaming
 from rhizome.lang.conversation import Message
-from rhizome.lang.errors import LanguageError, ProgramError, UnknownVariable
+from rhizome.lang.errors import LanguageError, UnknownVariable
 from rhizome.lang.executor import Executor
 from rhizome.lang.loops import await_on, post, wait_on
 from rhizome.lang.slots import LateSlot, Slot
@@ -99,16 +99,9 @@ class StateBase:
         slot = self._executor.slots.get(name)
         if slot is None:
             if self._executor.run.fault is not None:
-                raise self._function_fault()
+                raise self._executor.run.fault
             raise UnknownVariable(name, list(self._executor.slots))
         return slot
-
-    def _function_fault(self) -> BaseException:
-        fault = self._executor.run.fault
-        assert fault is not None
-        if isinstance(fault, ProgramError):
-            return fault
-        return ProgramError("the program's function", None, (), fault)
 
     async def _declared(self, name: str) -> Slot:
         """A variable; where the program runs elsewhere and may not have got there yet, waits for that."""
@@ -133,7 +126,7 @@ class StateBase:
         if executor.error is not None:
             raise executor.error
         if executor.run.fault is not None:
-            raise self._function_fault()
+            raise executor.run.fault
         return executor
 
     async def _text(self) -> str:

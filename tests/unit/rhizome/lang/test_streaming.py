@@ -195,3 +195,33 @@ async def test_an_async_function_that_cancels_its_own_program_ends() -> None:
     with pytest.raises(rz.ProgramError, match="cancelled"):
         await state.text()
     assert state.ret_value == "ended"
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_readers_of_a_streamed_program_learn_what_its_function_raised(pending: bool) -> None:
+    @rz.function
+    def program(s):
+        s += "A"
+        if pending:
+            s += rz.gen("x")
+        raise ValueError("mine")
+
+    state = program.run(backend=rz.FakeBackend(["b"], latency_s=60), stream=True)
+    for read in (state.text, lambda: state["x"], lambda: list(state.text_iter("x"))):
+        with pytest.raises(rz.ProgramError, match="the program's function failed: mine"):
+            read()
+    assert isinstance(state.error(), rz.ProgramError)
+
+
+async def test_a_variable_of_a_program_on_another_loop_can_be_appended() -> None:
+    @rz.function
+    def plain(s):
+        s += rz.gen("x")
+
+    @rz.function
+    async def program(s, other):
+        s += "got" + other.var("x")
+
+    slow = rz.FakeBackend(lambda *_: " b", latency_s=0.05)
+    other = await asyncio.to_thread(plain.run, backend=slow, stream=True)
+    assert await (await program(other, backend=backend())).text() == "got b"
