@@ -17,7 +17,7 @@ from rhizome.lang import generation, ir
 from rhizome.lang.conversation import Conversation
 from rhizome.lang.errors import BackendError, LanguageError, ProgramCancelled, ProgramError, Unsupported
 from rhizome.lang.loops import Signal, post
-from rhizome.lang.media import load_image, load_video
+from rhizome.lang.media import Media, load_image, load_video
 from rhizome.lang.run import ProgramRun
 from rhizome.lang.slots import Slot
 from rhizome.lang.source import Line, here
@@ -108,7 +108,7 @@ class Executor:
         if isinstance(leaf, ir.Gen | ir.Select | ir.VarScopeEnd):
             slot = Slot(leaf.name or "", leaf.line, loop)
             thoughts = None
-            if isinstance(leaf, ir.Gen) and leaf.reasoning:
+            if isinstance(leaf, ir.Gen) and leaf.reasoning and leaf.name is not None:
                 thoughts = Slot(f"{leaf.name}_reasoning_content", leaf.line, loop)
                 self.slots[thoughts.name] = thoughts
             if leaf.name is not None:
@@ -118,6 +118,7 @@ class Executor:
 
     # on the loop
     def _spawn_gather(self, slot: Slot, sources: list[Slot]) -> None:
+        self.changed.fire()
         task = self.run.spawn(_gather(slot, sources))
         task.add_done_callback(lambda _: None if slot.done else slot.fail(self._cancelled(slot)))
 
@@ -139,9 +140,14 @@ class Executor:
             self._give_up(op)
         self._idle.fire()
 
+    @property
+    def is_drained(self) -> bool:
+        """The queue is empty and nothing runs."""
+        return not (self._task is not None or self._queue or self._held)
+
     async def drained(self) -> None:
-        """Return when the queue is empty and nothing runs."""
-        while self._task is not None or self._queue or self._held:
+        """Return when all that was appended is done."""
+        while not self.is_drained:
             await self._idle.wait()
 
     def _enqueue(self, ops: list[Op]) -> None:
@@ -181,7 +187,9 @@ class Executor:
             self._current = None
 
     def _drain_ended(self, _: asyncio.Task[None]) -> None:
-        self._task = self._current = None
+        cancelled, self._task, self._current = self._current, None, None
+        if cancelled is not None:
+            self._give_up(cancelled)
         self._step()
         self.changed.fire()
 
@@ -208,13 +216,17 @@ class Executor:
             self._end_role(expr.role)
         elif isinstance(expr, ir.Gen) and self.turn is not None:
             assert op.slot is not None
-            self.turn.terms.append(TurnGen(expr, op.slot, generation.resolve(self, expr)))
-            op.slot.demand = self.flush
-            if op.slot.wanted:
+            gen = TurnGen(expr, op.slot, op.thoughts, generation.resolve(self, expr))
+            self.turn.terms.append(gen)
+            for slot in gen.slots:
+                slot.demand = self.flush
+            if any(slot.wanted for slot in gen.slots):
                 self._queue.append(Op(ir.Flush()))
         elif isinstance(expr, ir.VarScopeBegin | ir.VarScopeEnd) and self.turn is not None:
             raise Unsupported("var_scope inside an assistant's turn that is one speculative call")
         elif isinstance(expr, ir.VarScopeBegin):
+            if expr.name in self._scopes:
+                raise LanguageError(f"var_scope({expr.name!r}) inside var_scope({expr.name!r}): use another name")
             self._scopes[expr.name] = len(self.convo.text)
         elif isinstance(expr, ir.VarScopeEnd):
             assert op.slot is not None
@@ -242,12 +254,12 @@ class Executor:
             assert op.slot is not None
             await generation.select(self, expr, op.slot)
         elif isinstance(expr, ir.Variable):
-            self.fill(_as_text(await expr.slot.wait()))
+            self.fill(_as_text(await expr.slot.read_async()))
         elif isinstance(expr, ir.ImageExpr):
-            self.convo.append_image(await asyncio.to_thread(load_image, expr.source))
+            self._append_image(await asyncio.to_thread(load_image, expr.source))
         elif isinstance(expr, ir.VideoExpr):
             for frame in await asyncio.to_thread(load_video, expr.path, expr.num_frames):
-                self.convo.append_image(frame)
+                self._append_image(frame)
         elif isinstance(expr, ir.Fork):
             await self._fork(expr.children)
         elif isinstance(expr, ir.ConcatenateAndAppend):
@@ -278,6 +290,12 @@ class Executor:
                 self.run.record.event(kind, state=self.id, text=text, role=self.convo.role)
             self.changed.fire()
 
+    def _append_image(self, image: Media) -> None:
+        if self.guessing is not None:
+            self.guessing.drop()  # the model had not seen it
+        self.convo.append_image(image)
+        self.changed.fire()
+
     def _begin_role(self, role: str) -> None:
         if self.guessing is not None:
             self.guessing.drop()
@@ -303,12 +321,14 @@ class Executor:
 
     def _release(self, parent: Executor) -> None:
         self.convo = parent.convo.copy()
-        self.fork_pos, self.committed, self.error = len(self.convo.text), parent.committed, parent.error
+        self.committed, self.error = parent.committed, parent.error
         if parent.turn is not None:
             self.turn = TurnPattern(terms=list(parent.turn.terms), begun=parent.turn.begun)
+        self.fork_pos = len(self.text)
         self._held = False
         self.run.record.event("fork", state=self.id, at_chars=self.fork_pos)
         self._step()
+        self.changed.fire()
 
     async def hint(self) -> None:
         """Have the text computed once, before several states begin with it."""
@@ -345,8 +365,9 @@ class Executor:
             self.run.record.event("error", state=self.id, error=str(self.error))
         turn, self.turn = self.turn, None
         for gen in turn.gens() if turn else ():
-            if not gen.slot.done:
-                gen.slot.fail(self.error)
+            for slot in gen.slots:
+                if not slot.done:
+                    slot.fail(self.error)
         self.changed.fire()
 
     def _give_up(self, op: Op) -> None:

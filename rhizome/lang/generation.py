@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from rhizome.lang import ir, turn_pattern
-from rhizome.lang.backends.base import Completion, Usage, single
-from rhizome.lang.errors import LanguageError, SpeculationMismatch, Unsupported
+from rhizome.lang.backends.base import Completion, Delta, Usage, single
+from rhizome.lang.errors import SpeculationMismatch, Unsupported
 from rhizome.lang.reasoning import ReasoningSplitter, held_back
 from rhizome.lang.sampling import SamplingParams
 from rhizome.lang.slots import Slot
@@ -33,13 +33,18 @@ async def generate(ex: Executor, expr: ir.Gen, slot: Slot, thoughts: Slot | None
 
 
 async def _generate(ex: Executor, params: SamplingParams, sink: _Sink) -> None:
+    """Raises:
+    Unsupported: several samples and a regular expression that ends one.
+    """
     run = ex.run
+    if params.stop_regex and (params.n or 1) > 1:
+        raise Unsupported("stop_regex ends one sample: leave out n, or stop at strings (stop=...)")
     if ex.guessing is not None:
         piece = ex.guessing.gen(params)
         if piece is not None:
             sink.finish(piece.text, piece.meta(speculated=True), Usage(), guessed=True)
             return
-        if applies(params):
+        if applies(params) and not sink.separates:
             await _generate_ahead(ex, params, sink)
             return
     if params.stop_regex or (run.stream and (params.n or 1) == 1):
@@ -58,9 +63,10 @@ async def _generate(ex: Executor, params: SamplingParams, sink: _Sink) -> None:
 async def _generate_streamed(ex: Executor, params: SamplingParams, sink: _Sink) -> None:
     """In pieces: for readers of a stream, and to stop at a regular expression."""
     patterns = [re.compile(p) for p in params.stop_regex or ()]
-    text, usage = "", Usage()
+    text = ""
+    usage: Usage | None = None
     meta: dict[str, Any] = {}
-    async with aclosing(ex.run.backend.stream(ex.convo.prompt(), params)) as deltas:  # type: ignore[type-var]
+    async with aclosing(_deltas(ex, params)) as deltas:
         async for delta in deltas:
             text += delta.text
             meta, usage = delta.meta or meta, delta.usage or usage
@@ -72,8 +78,22 @@ async def _generate_streamed(ex: Executor, params: SamplingParams, sink: _Sink) 
                 break
             if not patterns:
                 sink.grow(delta.text, meta)
+    if usage is None:  # broken off: what was told until then
+        usage = Usage(*(meta.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")))
     ex.run.report.add(usage)
     sink.finish(text, meta, usage)
+
+
+async def _deltas(ex: Executor, params: SamplingParams) -> AsyncGenerator[Delta, None]:
+    """The answer in pieces; one that may call tools in one piece, for streams do not tell the calls."""
+    backend, prompt = ex.run.backend, ex.convo.prompt()
+    if params.tools:
+        done = single(await backend.generate(prompt, params))
+        yield Delta(done.text, done.meta, done.usage, done.finish)
+        return
+    async with aclosing(backend.stream(prompt, params)) as deltas:  # type: ignore[type-var]
+        async for delta in deltas:
+            yield delta
 
 
 async def _generate_ahead(ex: Executor, params: SamplingParams, sink: _Sink) -> None:
@@ -148,11 +168,12 @@ async def compute_turn(ex: Executor, *, final: bool) -> None:
     turn, run = ex.turn, ex.run
     assert turn is not None
     gens = turn.gens()
-    if final and not turn.begun and len(gens) == 1 and turn.terms[0] is gens[0]:
+    alone = not turn.begun and len(gens) == 1 and turn.terms[0] is gens[0]
+    if alone and (final or not applies(gens[0].params)):
         # An ordinary turn: a generation, perhaps followed by text.
         ex.turn = None  # its text is the state's own
         try:
-            await _generate(ex, gens[0].params, _Sink(ex, gens[0].expr, gens[0].slot, None))
+            await _generate(ex, gens[0].params, _Sink(ex, gens[0].expr, gens[0].slot, gens[0].thoughts))
         except BaseException:
             ex.turn = turn  # for those who wait
             raise
@@ -212,7 +233,7 @@ def _write_turn(ex: Executor, turn: turn_pattern.TurnPattern, matched: turn_patt
             ex.append(text, "text")
         else:
             piece: Piece = next(pieces)
-            sink = _Sink(ex, term.expr, term.slot, None, began_s)
+            sink = _Sink(ex, term.expr, term.slot, term.thoughts, began_s)
             sink.finish(piece.text, piece.meta(speculated=True), Usage(), guessed=True)
     ex.turn = turn
 
@@ -221,8 +242,6 @@ async def select(ex: Executor, expr: ir.Select, slot: Slot) -> None:
     """Carry out a `select`."""
     if expr.temperature > 1e-5:
         raise Unsupported("select takes the best choice: leave out temperature, or generate with a grammar of choices")
-    if not expr.choices:
-        raise LanguageError("select needs at least one choice")
     if ex.guessing is not None:
         ex.guessing.drop()
     began_s = time.perf_counter()
@@ -249,6 +268,11 @@ class _Sink:
         self._raw = 0
         self._began_s = time.perf_counter() if began_s is None else began_s
 
+    @property
+    def separates(self) -> bool:
+        """Takes thoughts out of the text: what the model says next was said after them, and is no guess."""
+        return self._splitter is not None
+
     def grow(self, text: str, meta: dict[str, Any]) -> None:
         """A piece of the model's text."""
         self._raw += len(text)
@@ -259,6 +283,8 @@ class _Sink:
         self.grow(text[self._raw :], meta)
         if self._splitter:
             self._pass(*self._splitter.end(), meta)
+            if self._ex.guessing is not None:
+                self._ex.guessing.drop()
         if not guessed:
             self._ex.committed = len(self._ex.convo.text)
         self._record(text, meta, usage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -26,6 +27,16 @@ def background_loop() -> asyncio.AbstractEventLoop:
             started.wait()
             atexit.register(_stop, _loop)
         return _loop
+
+
+def _forget() -> None:
+    """In the child of a fork, which has none of its parent's threads: the next program starts a loop of its own."""
+    global _lock, _loop
+    _lock, _loop = threading.Lock(), None
+    atexit.unregister(_stop)
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,7 @@ class Function:
         state = AsyncProgramState(executor)
         work = self.run_async(run, state, arguments)
         if stream:
-            run.background = loop.create_task(_quietly(work))
+            run.in_background(work)
         else:
             await work
         return state
@@ -188,13 +189,13 @@ class Function:
     def run_sync(self, run: ProgramRun, state: ProgramState, arguments: dict[str, Any]) -> None:
         """Call a synchronous function in this thread and wait for all that it appended."""
         fault: BaseException | None = None
-        run.enter()
         try:
-            state.ret_value = self.func(state, **arguments)
+            with run.inside():
+                state.ret_value = self.func(state, **arguments)
             wait_on(run.loop, run.settle())
         except BaseException as raised:
             fault = raised
-            post(run.loop, run.cancel)
+            post(run.loop, run.cancel, raised)
             raise
         finally:
             wait_on(run.loop, _end(run, fault))
@@ -203,23 +204,19 @@ class Function:
         """Call the function on this loop (a synchronous one in a thread) and wait for all that it appended."""
         fault: BaseException | None = None
         try:
-            if self.is_async:
-                state.ret_value = await self.func(state, **arguments)
-            else:
-                blocking = ProgramState(state._executor)
-                call = functools.partial(self._in_thread, run, blocking, arguments)
-                state.ret_value = await run.loop.run_in_executor(_threads(), _in_context(call))
+            with run.inside():
+                if self.is_async:
+                    state.ret_value = await self.func(state, **arguments)
+                else:
+                    call = functools.partial(self.func, ProgramState(state._executor), **arguments)
+                    state.ret_value = await run.loop.run_in_executor(_threads(), _in_context(call))
             await run.settle()
         except BaseException as raised:
             fault = raised
-            run.cancel()
+            run.cancel(raised)
             raise
         finally:
             await _end(run, fault)
-
-    def _in_thread(self, run: ProgramRun, state: ProgramState, arguments: dict[str, Any]) -> Any:
-        run.enter()
-        return self.func(state, **arguments)
 
     def _run_async_here(self, run: ProgramRun, arguments: dict[str, Any], stream: bool) -> ProgramState:
         """An `async def` program for a thread that waits."""
@@ -227,7 +224,7 @@ class Function:
         work = self.run_async(run, AsyncProgramState(executor), arguments)
         state = ProgramState(executor)
         if stream:
-            asyncio.run_coroutine_threadsafe(_quietly(work), run.loop)
+            post(run.loop, run.in_background, work)
         else:
             wait_on(run.loop, work)
         return state
@@ -297,14 +294,17 @@ async def _end(run: ProgramRun, fault: BaseException | None) -> None:
         run.finish(fault)
 
 
-async def _quietly(work: Any) -> None:
-    """What the function raises is told to the readers of the state."""
-    with contextlib.suppress(Exception):
-        await work
-
-
 def _template(backend: Any) -> Any:
     return wait_on(background_loop(), as_backend(backend).chat_template())
+
+
+def _forget_threads() -> None:
+    """In the child of a fork, which has none of them."""
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _threads() -> ThreadPoolExecutor:

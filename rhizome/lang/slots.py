@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rhizome.lang.errors import ProgramError
@@ -82,3 +82,28 @@ class Slot:
     async def read_async(self) -> Any:
         """The value, for a coroutine on any loop."""
         return self.result() if self.done else await await_on(self._loop, self.wait())
+
+
+class LateSlot(Slot):
+    """Stands for a variable that its program has not appended yet: who waits for it waits for that, too."""
+
+    __slots__ = ("_declared",)
+
+    def __init__(
+        self,
+        name: str,
+        line: Line | None,
+        loop: asyncio.AbstractEventLoop,
+        declared: Callable[[], Awaitable[Slot]],
+    ) -> None:
+        super().__init__(name, line, loop)
+        self._declared = declared
+
+    async def wait(self) -> Any:
+        """The value, on the loop.
+
+        Raises:
+            ProgramError: it could not be computed.
+            UnknownVariable: the program ended without it.
+        """
+        return await (await self._declared()).wait()

@@ -165,9 +165,12 @@ class Guessing:
 
     def call(self, completion: Completion, params: SamplingParams) -> Piece:
         """A call asked ahead has come back: the text of the generation that made it; the rest becomes the guess."""
-        self._surplus = Surplus(completion, params)
-        piece = self._surplus.take_gen(params)
-        assert piece is not None, "a call for at least the limit decides its own generation"
+        surplus = Surplus(completion, params)
+        piece = surplus.take_gen(params)
+        if piece is None:  # the server stopped short of the limit, or its tokens cannot be told apart
+            tokens = completion.usage.completion_tokens or surplus.tokens
+            return Piece(completion.text, tokens, completion.finish, None, surplus.estimated)
+        self._surplus = surplus
         return piece
 
     def drop(self, *, retried: bool = False) -> None:

@@ -12,10 +12,10 @@ from typing import Any, Generic, Self, TypeVar
 
 from rhizome.lang import ir, streaming
 from rhizome.lang.conversation import Message
-from rhizome.lang.errors import LanguageError, ProgramError, UnknownVariable
+from rhizome.lang.errors import LanguageError, UnknownVariable
 from rhizome.lang.executor import Executor
 from rhizome.lang.loops import await_on, post, wait_on
-from rhizome.lang.slots import Slot
+from rhizome.lang.slots import LateSlot, Slot
 from rhizome.lang.source import here
 
 StateT = TypeVar("StateT", bound="StateBase")
@@ -38,6 +38,7 @@ class StateBase:
         slot.value, slot.done = value, True
         slot.partial = value if isinstance(value, str) else ""
         self._executor.slots[name] = slot
+        post(self._executor.run.loop, self._executor.changed.fire)
 
     set_var = __setitem__
 
@@ -46,6 +47,9 @@ class StateBase:
 
     def var(self, name: str) -> ir.Variable:
         """The variable as an expression: append it without waiting for it."""
+        executor = self._executor
+        if name not in executor.slots and executor.run.may_grow:
+            return ir.Variable(name, LateSlot(name, here(), executor.run.loop, lambda: self._declared(name)))
         return ir.Variable(name, self._slot(name))
 
     def system(self, expr: ir.Appendable | None = None) -> Any:
@@ -95,27 +99,18 @@ class StateBase:
         slot = self._executor.slots.get(name)
         if slot is None:
             if self._executor.run.fault is not None:
-                raise self._function_fault()
+                raise self._executor.run.fault
             raise UnknownVariable(name, list(self._executor.slots))
         return slot
 
-    def _function_fault(self) -> BaseException:
-        fault = self._executor.run.fault
-        assert fault is not None
-        if isinstance(fault, ProgramError):
-            return fault
-        return ProgramError("the program's function", None, (), fault)
-
     async def _declared(self, name: str) -> Slot:
-        """The variable of a program that runs elsewhere and may not have got there yet."""
-        run = self._executor.run
-        while name not in self._executor.slots and not run.done:
+        """A variable; where the program runs elsewhere and may not have got there yet, waits for that."""
+        while name not in self._executor.slots and self._executor.run.may_grow:
             await self._executor.changed.wait()
         return self._slot(name)
 
     async def _read(self, name: str) -> Any:
-        slot = await self._declared(name) if self._executor.run.may_grow else self._slot(name)
-        return await slot.wait()
+        return await (await self._declared(name)).wait()
 
     async def _synced(self) -> Executor:
         """The executor when all that was appended is done.
@@ -131,7 +126,7 @@ class StateBase:
         if executor.error is not None:
             raise executor.error
         if executor.run.fault is not None:
-            raise self._function_fault()
+            raise executor.run.fault
         return executor
 
     async def _text(self) -> str:
@@ -141,7 +136,7 @@ class StateBase:
         return list((await self._synced()).convo.messages)
 
     async def _meta(self, name: str) -> dict[str, Any] | None:
-        slot = await self._declared(name) if self._executor.run.may_grow else self._slot(name)
+        slot = await self._declared(name)
         await slot.wait()
         return slot.meta
 
@@ -201,7 +196,10 @@ class ProgramState(StateBase):
         group.join()
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
-        """Pieces of the whole text, or of one variable, as they come (with `run(stream=True)`)."""
+        """Pieces of the whole text, or of one variable, as they come.
+
+        The pieces of a generation need `run(stream=True)`. In the function itself they end with what was appended.
+        """
         loop = self._executor.run.loop
         pieces = streaming.pieces(self, var_name)
         try:

@@ -17,9 +17,11 @@ Pieces = AsyncGenerator[Piece, None]
 def pieces(state: StateBase, var_name: str | None) -> Pieces:
     """What is new since the last piece, until the text or the variable is complete. Runs on the state's loop.
 
+    For the program's function itself the text is complete when all that it appended so far is done.
+
     Raises:
         ProgramError: it could not be completed; pieces that were there came before.
-        UnknownVariable: the program ended without it.
+        UnknownVariable: the program ended without it, or the function itself asks before it appended it.
     """
     return _text(state) if var_name is None else _variable(state, var_name)
 
@@ -28,9 +30,10 @@ async def _text(state: StateBase) -> Pieces:
     executor, seen = state._executor, 0
     executor.flush()
     while True:
-        done = executor.run.done or executor.error is not None
-        if len(executor.convo.text) > seen:
-            piece = executor.convo.text[seen:]
+        done = executor.error is not None or (executor.is_drained and not executor.run.may_grow)
+        text = executor.text if done else executor.convo.text
+        if len(text) > seen:
+            piece = text[seen:]
             seen += len(piece)
             yield piece, None
         elif done:

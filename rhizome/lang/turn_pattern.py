@@ -25,7 +25,13 @@ class TurnGen:
 
     expr: Gen
     slot: Slot
+    thoughts: Slot | None
     params: SamplingParams
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The variables that it decides."""
+        return [self.slot] if self.thoughts is None else [self.slot, self.thoughts]
 
 
 @dataclass(slots=True)
@@ -129,9 +135,7 @@ def _gen_end(
         return None, "", None
     if limit is not None:
         return limit, "length", None
-    return (
-        (len(text), "stop" if whole else "length", None) if whole or not params.stops else (len(text), "length", None)
-    )
+    return len(text), "stop" if whole else "length", None
 
 
 def _token_ends(answer: Completion, lengths: list[int] | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
@@ -37,6 +38,7 @@ class NativeBackend(Backend, ABC):
     def __init__(self, chat_template_name: str | None, prefix_hints: bool) -> None:
         self.prefix_hints = prefix_hints
         self._template = get_chat_template(chat_template_name) if chat_template_name else None
+        self._attempts: dict[asyncio.AbstractEventLoop, asyncio.Task[ChatTemplate]] = {}
 
     @abstractmethod
     async def call(self, body: Body) -> Any:
@@ -55,8 +57,13 @@ class NativeBackend(Backend, ABC):
         """The server's text of a conversation; None when it has no way to tell."""
 
     async def chat_template(self) -> ChatTemplate:
+        """The template; all that ask on one loop at a time share one attempt to find it, and its failure."""
         if self._template is None:
-            self._template = await self._find_template()
+            loop = asyncio.get_running_loop()
+            if loop not in self._attempts:
+                attempt = self._attempts[loop] = loop.create_task(self._find_template())
+                attempt.add_done_callback(lambda _: self._attempts.pop(loop))
+            self._template = await asyncio.shield(self._attempts[loop])  # one who is cancelled leaves it to the others
         return self._template
 
     async def _find_template(self) -> ChatTemplate:

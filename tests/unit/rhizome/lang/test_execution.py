@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import rhizome as rz
+from rhizome.lang.backends.base import Completion, Delta, Usage
 from rhizome.lang.loops import background_loop
 
 
@@ -258,3 +259,85 @@ def test_whatever_a_backend_raises_reaches_the_reader() -> None:
 
     with pytest.raises(rz.ProgramError, match="a bug of a backend"):
         program.run(backend=Broken([]))["a"]
+
+
+@pytest.mark.timeout(20)
+def test_a_backend_that_cancels_its_own_call_leaves_no_reader_waiting() -> None:
+    class Cancels(rz.FakeBackend):
+        async def generate(self, prompt, params, *, with_tokens=False):
+            raise asyncio.CancelledError
+
+    @rz.function
+    def program(s):
+        s += "Q:" + rz.separate_reasoning(rz.gen("a"), "qwen3") + rz.gen("b")
+
+    state = program.run(backend=Cancels([]))
+    for name in ("a", "a_reasoning_content", "b"):
+        with pytest.raises(rz.ProgramError, match=r"gen\('a'\) failed"):
+            state[name]
+
+
+def test_several_samples_have_no_regular_expression_that_ends_them() -> None:
+    @rz.function
+    def program(s):
+        s += rz.gen("a", n=2, stop_regex="[.]")
+
+    backend = rz.FakeBackend(lambda *_: "x. y")
+    with pytest.raises(rz.ProgramError, match="stop_regex ends one sample: leave out n") as e:
+        program.run(backend=backend)["a"]
+    assert isinstance(e.value.__cause__, rz.Unsupported)
+    assert backend.count() == 0
+
+
+def test_a_generation_ended_by_a_regular_expression_counts_the_tokens_told_so_far() -> None:
+    class Told(rz.FakeBackend):
+        async def stream(self, prompt, params, *, with_tokens=False):
+            for i in range(1, 4):
+                yield Delta(f" {i}", {"prompt_tokens": 5, "completion_tokens": i})
+
+    @rz.function
+    def program(s):
+        s += rz.gen("a", stop_regex="2")
+
+    state = program.run(backend=Told([]))
+    assert state["a"] == " 1 "
+    assert (state.report()["prompt_tokens"], state.report()["completion_tokens"]) == (5, 2)
+
+
+def test_what_may_call_tools_is_asked_in_one_piece_even_when_streamed() -> None:
+    calls = [{"name": "look"}]
+
+    class Tools(rz.FakeBackend):
+        async def generate(self, prompt, params, *, with_tokens=False):
+            return [Completion(" so. it is", {"tool_calls": calls}, Usage(3, 2, 0))]
+
+    @rz.function
+    def program(s):
+        s += "Q" + rz.gen("a", tools=[{"type": "function"}]) + rz.gen("b", tools=[{}], stop_regex="[.]")
+
+    state = program.run(backend=Tools([]), stream=True)
+    assert "".join(state.text_iter()) == "Q so. it is so"
+    assert [state.get_meta_info(name)["tool_calls"] for name in "ab"] == [calls] * 2
+    assert state.report()["completion_tokens"] == 4
+
+
+def test_thoughts_of_a_generation_without_a_name_are_no_variable() -> None:
+    @rz.function
+    def program(s):
+        s += rz.separate_reasoning(rz.gen(), "qwen3")
+
+    state = program.run(backend=rz.FakeBackend(["<think>hm</think>yes"]))
+    assert state.text() == "yes"
+    assert "None_reasoning_content" not in state
+
+
+def test_a_scope_inside_one_of_the_same_name_says_so() -> None:
+    @rz.function
+    def program(s):
+        with s.var_scope("v"):
+            s += "a"
+            with s.var_scope("v"):
+                s += "b"
+
+    with pytest.raises(rz.ProgramError, match=r"var_scope\('v'\) inside var_scope\('v'\): use another name"):
+        program.run(backend=rz.FakeBackend([]))["v"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from functools import partial
 
@@ -50,3 +52,29 @@ async def test_it_is_closed_when_its_holder_is_gone() -> None:
     for _ in range(3):
         await asyncio.sleep(0)
     assert log == ["open", "closed"]
+
+
+_FORKING = """
+import asyncio, os, signal, sys
+import rhizome as rz
+
+@rz.function
+def program(s):
+    s += rz.gen("a")
+
+backend = rz.FakeBackend(lambda *_: "x")
+async def awaited():
+    return await (await program.arun(backend=backend)).text()
+assert program.run(backend=backend)["a"] == asyncio.run(awaited()) == "x"
+child = os.fork()
+if not child:
+    signal.alarm(20)
+assert program.run(backend=backend)["a"] == asyncio.run(awaited()) == "x"
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_programs_run_in_the_child_of_a_fork() -> None:
+    done = subprocess.run([sys.executable, "-c", _FORKING], timeout=30, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import rhizome as rz
+from rhizome.lang.backends.base import Completion, Usage
 
 WORLD = "Name: Bob\nBorn: 1990 in Rome\nJob: cook\nThe end of all."
 
@@ -230,3 +231,106 @@ def test_what_else_stands_in_a_speculative_chat_turn_keeps_its_place() -> None:
 
     with pytest.raises(rz.ProgramError, match="var_scope inside an assistant's turn"):
         scoped.run(backend=rz.FakeBackend([WORLD], chat=True))["all"]
+
+
+@pytest.mark.timeout(20)
+def test_thoughts_in_a_speculative_chat_turn_are_a_variable() -> None:
+    @rz.function(num_api_spec_tokens=64)
+    def program(s):
+        s += rz.user("q")
+        with s.assistant():
+            s += rz.separate_reasoning("A:" + rz.gen("a", stop="\n") + "\nB:" + rz.gen("b", stop="\n"), "qwen3")
+            s.set_var("read", s.error() or s["a_reasoning_content"])
+
+    state = program.run(backend=rz.FakeBackend(["A:<think>hm</think>yes\nB:no\n"], chat=True), temperature=0)
+    assert (state["a"], state["b"], state["b_reasoning_content"]) == ("yes", "no", "")
+    assert state["read"] == "hm"
+    assert state.messages()[-1]["content"] == "A:yes\nB:no"
+
+    state = program.run(backend=rz.FakeBackend(lambda *_: "no", chat=True), temperature=0)
+    for name in ("a", "a_reasoning_content"):
+        with pytest.raises(rz.ProgramError, match="expected 'A:'"):
+            state[name]
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        (Completion(" one two", {}, Usage(4000, 2), "length", [" one", " two"]), 2),  # at the end of its context
+        (Completion("\U0001f600\U0001f601", {}, Usage(5, 64), "length"), 64),  # characters of many tokens
+        (Completion(" some text", {}, Usage(), "length"), 1),  # no usage told
+        (Completion("", {}, Usage(4000, 0), "length"), 0),
+    ],
+)
+def test_a_server_that_stops_before_the_limit_ends_the_generation(answer: Completion, tokens: int) -> None:
+    class Short(rz.FakeBackend):
+        async def generate(self, prompt: Any, params: Any, *, with_tokens: bool = False) -> Any:
+            return [answer]
+
+    @rz.function(num_api_spec_tokens=8)
+    def program(s):
+        s += rz.gen("x", max_tokens=64)
+
+    state = program.run(backend=Short([]))
+    assert state["x"] == answer.text
+    meta = state.get_meta_info("x")
+    assert (meta["finish_reason"], meta["completion_tokens"]) == ({"type": "length", "length": tokens}, tokens)
+
+
+def test_a_picture_drops_the_guess() -> None:
+    def answer(prompt: Any, _: Any) -> str:
+        return " seen\n" if prompt.images else " cat\n dog\n"
+
+    def program(s):
+        s += "A:" + rz.gen("a", stop="\n") + rz.image(b"\x89PNG\r\n\x1a\n") + "\n" + rz.gen("b", stop="\n")
+
+    for spec_tokens in (None, 64):
+        state = rz.function(program, spec_tokens).run(backend=rz.FakeBackend(answer), temperature=0)
+        assert (state["a"], state["b"]) == (" cat", " seen")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_said_after_thoughts_that_are_taken_out_is_no_guess(stream: bool) -> None:
+    def answer(prompt: Any, _: Any) -> str:
+        if prompt.text.endswith("A:"):
+            return "<think>deep</think>yes\n B: it thought\n"
+        return " it saw none\n"
+
+    def program(s):
+        s += "A:" + rz.separate_reasoning(rz.gen("a", stop="\n"), "qwen3")
+        s += "\n B:" + rz.gen("b", stop="\n")
+
+    for spec_tokens in (None, 64):
+        run = rz.function(program, spec_tokens).run
+        state = run(backend=rz.FakeBackend(answer), temperature=0, stream=stream)
+        assert (state["a"], state["a_reasoning_content"], state["b"]) == ("yes", "deep", " it saw none")
+
+
+def test_a_branch_of_an_open_chat_turn_gives_back_only_its_own_text() -> None:
+    @rz.function(num_api_spec_tokens=64)
+    def program(s):
+        s += rz.user("q") + rz.assistant_begin() + "Tip: "
+        forks = s.fork(2)
+        forks += rz.gen("x", stop=".") + "."
+        forks.join("concate_and_append")
+        s += rz.assistant_end()
+
+    for chat, answer in ((True, "Tip: go."), (False, "go.")):
+        backend = rz.FakeBackend(lambda *_, answer=answer: answer, chat=chat, chat_template="messages")
+        assert program.run(backend=backend, temperature=0).text() == "qTip: go.go."
+
+
+def test_a_lone_generation_with_a_grammar_or_tools_can_be_read_inside_its_chat_turn() -> None:
+    for params in ({"json_schema": "{}"}, {"tools": [{"type": "function"}]}):
+
+        @rz.function(num_api_spec_tokens=64)
+        def program(s, params=params):
+            s += rz.user("q")
+            with s.assistant():
+                s += rz.gen("x", **params)
+                assert s["x"] == "{}"
+                s += " done"
+
+        backend = rz.FakeBackend(["{}"], chat=True)
+        assert program.run(backend=backend).messages()[-1]["content"] == "{} done"
+        assert backend.calls[0].params.max_new_tokens == 128  # its own limit, not that of a speculative call
