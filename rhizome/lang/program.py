@@ -16,7 +16,7 @@ from rhizome.lang import batch, tracer
 from rhizome.lang.backends.base import Backend
 from rhizome.lang.conversation import Prompt
 from rhizome.lang.defaults import as_backend, default_record
-from rhizome.lang.errors import LanguageError
+from rhizome.lang.errors import BackendError, LanguageError
 from rhizome.lang.executor import MIN_HINT_CHARS, Executor
 from rhizome.lang.loops import background_loop, post, wait_on
 from rhizome.lang.recording import RunRecord, open_recorder
@@ -77,6 +77,7 @@ class Function:
         Raises:
             Whatever the function raises. What a generation raises is raised where its variable is read.
         """
+        tracer.stop_tracing_at(self.func.__name__)
         arguments, params = self._split(args, kwargs)
         loop = background_loop()
         run = wait_on(loop, self.start(loop, as_backend(backend), params, stream, record))
@@ -94,6 +95,7 @@ class Function:
         self, *args: Any, stream: bool = False, backend: Any = None, record: Any = None, **kwargs: Any
     ) -> Any:
         """The same on the running event loop. A synchronous function runs in one of a bounded number of threads."""
+        tracer.stop_tracing_at(self.func.__name__)
         arguments, params = self._split(args, kwargs)
         loop = asyncio.get_running_loop()
         run = await self.start(loop, as_backend(backend), params, stream, record)
@@ -122,6 +124,7 @@ class Function:
         The constant prefix, found by tracing, is computed first. With `generator_style` states come as they are
         ready, still in order. An exception of a function is raised after the others have finished.
         """
+        tracer.stop_tracing_at(self.func.__name__)
         call = batch.BatchCall(
             self, self._batch_arguments(batch_kwargs), as_backend(backend), self._params(params), record,
             num_threads, progress_bar,
@@ -133,10 +136,12 @@ class Function:
         **params: Any,
     ) -> list[AsyncProgramState]:  # fmt: skip
         """The same on the running event loop, all at once or `concurrency` at a time."""
+        tracer.stop_tracing_at(self.func.__name__)
         arguments = self._batch_arguments(batch_kwargs)
         chosen, sampling = as_backend(backend), self._params(params)
-        if len(arguments) > 1:
-            await self.send_prefix(chosen)
+        if len(arguments) > 1 and chosen.prefix_hints:
+            with contextlib.suppress(BackendError):  # those who need the prefix will tell
+                await self._send(chosen, tracer.constant_prefix(self, await chosen.chat_template()))
         gate = asyncio.Semaphore(concurrency or max(len(arguments), 1))
 
         async def one(args: dict[str, Any]) -> AsyncProgramState:
@@ -159,13 +164,23 @@ class Function:
 
     def cache(self, backend: Any = None) -> int:
         """Compute the constant prefix on the server; its length in characters."""
-        return wait_on(background_loop(), self.send_prefix(as_backend(backend)))
+        return self.send_prefix(as_backend(backend))
 
-    async def send_prefix(self, backend: Backend) -> int:
-        """Compute the constant prefix, when it is worth it and the backend profits; its length in characters."""
+    def send_prefix(self, backend: Backend) -> int:
+        """Trace in this thread and compute the constant prefix; its length in characters, 0 when it was not sent.
+
+        Raises:
+            BackendError: the server refused it or cannot be reached.
+        """
         if not backend.prefix_hints:
             return 0
-        prefix = tracer.constant_prefix(self, await backend.chat_template())
+        loop = background_loop()
+        template = wait_on(loop, backend.chat_template())
+        return wait_on(loop, self._send(backend, tracer.constant_prefix(self, template)))
+
+    @staticmethod
+    async def _send(backend: Backend, prefix: str) -> int:
+        """Compute a prefix, when it is worth it; its length in characters or 0."""
         if len(prefix) < MIN_HINT_CHARS:
             return 0
         await backend.cache_prefix(Prompt(prefix))

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 from rhizome.lang import ir
 from rhizome.lang.chat_template import ChatTemplate
 from rhizome.lang.conversation import Conversation
-from rhizome.lang.errors import LanguageError
 
 if TYPE_CHECKING:
     from rhizome.lang.program import Function
 
-# What a function can raise when it meets a placeholder where it expects a value.
-_PLACEHOLDER_FAULTS = (ir.StopTracing, TypeError, AttributeError, ValueError, LookupError, ArithmeticError)
+_tracing: ContextVar[bool] = ContextVar("rhizome_tracing", default=False)
+
+
+def stop_tracing_at(program: str) -> None:
+    """To be called before a program runs.
+
+    Raises:
+        StopTracing: a trace is under way, which runs nothing.
+    """
+    if _tracing.get():
+        raise ir.StopTracing(program)
 
 
 class TracerState:
@@ -122,12 +131,8 @@ class _TracerGroup(list[TracerState]):
 def constant_prefix(program: Function, template: ChatTemplate) -> str:
     """The text that every run of the program begins with; bound arguments count as constant."""
     state = TracerState(template, prefix_only=True)
-    try:
+    with suppress(Exception):  # as far as it goes: a function may raise anything when it meets a placeholder
         _call(program, state, {**_placeholders(program, shown=False), **program.bind_arguments})
-    except _PLACEHOLDER_FAULTS:
-        pass  # as far as it goes
-    except LanguageError:
-        pass  # a fault of the program, which its run will tell
     return state.prefix
 
 
@@ -149,13 +154,17 @@ def _placeholders(program: Function, *, shown: bool) -> dict[str, Any]:
 
 
 def _call(program: Function, state: TracerState, arguments: dict[str, Any]) -> Any:
-    result = program.func(state, **arguments)
-    if inspect.iscoroutine(result):
-        try:
-            result.send(None)
-        except StopIteration as done:
-            return done.value
-        finally:
-            result.close()
-        raise ir.StopTracing("await")
-    return result
+    before = _tracing.set(True)
+    try:
+        result = program.func(state, **arguments)
+        if inspect.iscoroutine(result):
+            try:
+                result.send(None)
+            except StopIteration as done:
+                return done.value
+            finally:
+                result.close()
+            raise ir.StopTracing("await")
+        return result
+    finally:
+        _tracing.reset(before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 import rhizome as rz
@@ -52,6 +54,45 @@ def test_an_async_program_is_traced_up_to_its_first_await() -> None:
         await s["g"]
 
     assert constant_prefix(program, TEMPLATES["default"]) == "abc"
+
+
+def test_tracing_runs_no_program_and_forgives_what_a_placeholder_breaks() -> None:
+    @rz.function
+    def inner(s):
+        s += "inner" + rz.gen("i")
+
+    @rz.function
+    async def ainner(s):
+        s += "inner" + rz.gen("i")
+
+    @rz.function
+    def nested(s, q):
+        s += RULES
+        s += inner.run()["i"] + rz.gen("a")
+
+    @rz.function
+    def strict(s, q):
+        s += RULES
+        assert isinstance(q, str)
+        s += q + rz.gen("a")
+
+    @rz.function
+    async def anested(s, q):
+        s += RULES
+        s += (await (await ainner.arun())["i"]) + rz.gen("a")
+
+    backend = rz.FakeBackend(lambda *_: "x")
+    entries = [{"q": "1"}, {"q": "2"}]
+    rz.set_default_backend(backend)
+    try:
+        assert [s["a"] for s in nested.run_batch(entries)] == ["x", "x"]
+        assert backend.count() == 4
+        assert [s["a"] for s in strict.run_batch(entries)] == ["x", "x"]
+        asyncio.run(asyncio.wait_for(anested.arun_batch(entries), 10))
+        assert backend.count() == 10
+    finally:
+        rz.set_default_backend(None)
+    assert backend.prefixes == [RULES] * 3
 
 
 def test_a_batch_sends_the_prefix_once_and_first() -> None:
@@ -107,6 +148,8 @@ def test_a_hint_that_fails_is_only_a_hint() -> None:
         forks.join()
 
     assert program.run(backend=Refusing(lambda *_: "x"))["a"] == ["x", "x"]
+    states = few_shot.run_batch([{"question": "1"}, {"question": "2"}], backend=Refusing(lambda *_: "x"))
+    assert [s["a"] for s in states] == ["x", "x"]
 
 
 def test_trace_shows_the_nodes_without_a_model() -> None:
