@@ -14,6 +14,11 @@ from rhizome.lang.errors import BackendError, Unsupported
 from rhizome.lang.loops import background_loop, wait_on
 from rhizome.lang.sampling import SamplingParams
 
+_CHAT_FIELDS = (
+    "tool_choice", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
+    "ignore_eos", "seed",
+)  # fmt: skip
+
 
 class RuntimeEndpoint(NativeBackend):
     """Args:
@@ -106,15 +111,20 @@ class RuntimeEndpoint(NativeBackend):
             raise Unsupported("gen(tools=...) must come first in the assistant's turn")
         if params.grammar or (params.n or 1) > 1:
             raise Unsupported("gen(tools=...) takes no grammar and no n")
+        for name in ("return_logprob", "stop_regex"):
+            if getattr(params, name):
+                raise Unsupported(f"gen(tools=...) takes no {name}")
         body: Body = {
             "messages": as_messages(prompt), "tools": list(params.tools or ()), "max_tokens": params.limit,
             "temperature": params.temperature,
         }  # fmt: skip
-        for name in ("tool_choice", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "seed"):
-            if (value := getattr(params, name)) is not None:
-                body[name] = value
+        body |= {name: value for name in _CHAT_FIELDS if (value := getattr(params, name)) is not None}
+        if params.min_new_tokens is not None:
+            body["min_tokens"] = params.min_new_tokens
         if params.stops:
             body["stop"] = list(params.stops)
+        if params.stop_token_ids:
+            body["stop_token_ids"] = list(params.stop_token_ids)
         answer = await self._http.json("POST", "/v1/chat/completions", body)
         text, meta = message_of(answer["choices"][0])
         used = answer.get("usage") or {}

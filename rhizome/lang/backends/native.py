@@ -12,7 +12,7 @@ from rhizome.lang.backends.base import Backend, Completion, Delta, Usage
 from rhizome.lang.chat_template import ChatTemplate, get_chat_template, get_chat_template_by_model_path
 from rhizome.lang.choices import ChoicesDecision, ChoicesSamplingMethod, Scores
 from rhizome.lang.conversation import Prompt
-from rhizome.lang.errors import BackendError
+from rhizome.lang.errors import BackendError, Unsupported
 from rhizome.lang.sampling import SamplingParams
 from rhizome.lang.template_probe import probe_template
 
@@ -81,7 +81,9 @@ class NativeBackend(Backend, ABC):
     async def stream(
         self, prompt: Prompt, params: SamplingParams, *, with_tokens: bool = False
     ) -> AsyncIterator[Delta]:
-        seen, told = 0, 0
+        if params.tools:
+            raise Unsupported("gen(tools=...) is not streamed")
+        seen, told, ended = 0, 0, False
         body = {**generate_body(prompt, params, with_tokens), "stream": True}
         async with aclosing(self.events(body)) as answers:  # type: ignore[type-var]
             async for answer in answers:
@@ -97,6 +99,8 @@ class NativeBackend(Backend, ABC):
                     tokens,
                 )
                 seen, told = len(whole.text), told + len(tokens or ())
+        if not ended:
+            raise BackendError("the answer broke off")
 
     async def cache_prefix(self, prompt: Prompt) -> None:
         await self.call(_prompt_only(prompt))
