@@ -26,6 +26,7 @@ from rhizome.lang.state import AsyncProgramState, ProgramState
 
 MAX_FUNCTION_THREADS = 128
 """Synchronous functions that `arun` has in threads at a time."""
+_RUN_KEYWORDS = ("self", "stream", "backend", "record")
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -41,6 +42,9 @@ class Function:
         names = list(inspect.signature(func).parameters)
         if not names or names[0] != "s":
             raise LanguageError(f"{func.__name__}: the first argument of a program is s, its state")
+        for name in names[1:]:
+            if name in _RUN_KEYWORDS:
+                raise LanguageError(f"{func.__name__}: {name}= is a keyword of run: rename the argument")
         if num_api_spec_tokens is not None and num_api_spec_tokens < 1:
             raise LanguageError(f"num_api_spec_tokens={num_api_spec_tokens}: use a positive number")
         functools.update_wrapper(self, func)
@@ -51,6 +55,8 @@ class Function:
 
     def bind(self, **arguments: Any) -> Function:
         """The same program with some arguments given; their values count as constant for prefix hints.
+
+        A call that gives such an argument wins.
 
         Raises:
             LanguageError: the program has no such argument.
@@ -119,7 +125,7 @@ class Function:
         record: Any = None,
         **params: Any,
     ) -> list[ProgramState] | Iterator[ProgramState]:
-        """Run it for each dict (or tuple) of arguments, many at a time; states in the order of the arguments.
+        """Run it for each dict (or list or tuple) of arguments, many at a time; states in the order of the arguments.
 
         The constant prefix, found by tracing, is computed first. With `generator_style` states come as they are
         ready, still in order. An exception of a function is raised after the others have finished.
@@ -256,12 +262,13 @@ class Function:
         """The program's own arguments, and sampling parameters."""
         if len(args) > len(self.arg_names):
             raise LanguageError(f"{self.func.__name__} takes {len(self.arg_names)} arguments, got {len(args)}")
-        own = {
-            **dict(zip(self.arg_names, args, strict=False)),
-            **{k: v for k, v in kwargs.items() if k in self.arg_names},
-        }
+        own = dict(zip(self.arg_names, args, strict=False))
+        for name in kwargs:
+            if name in own:
+                raise LanguageError(f"{self.func.__name__} got multiple values for argument {name!r}")
+        own |= {k: v for k, v in kwargs.items() if k in self.arg_names}
         params = self._params({k: v for k, v in kwargs.items() if k not in self.arg_names})
-        return {**own, **self.bind_arguments}, params
+        return {**self.bind_arguments, **own}, params
 
     def _params(self, given: dict[str, Any]) -> SamplingParams:
         unknown = [name for name in given if name not in SamplingParams.__dataclass_fields__]
@@ -274,12 +281,14 @@ class Function:
     def _batch_arguments(self, batch_kwargs: Sequence[Any]) -> list[dict[str, Any]]:
         out = []
         for i, item in enumerate(batch_kwargs):
+            if not isinstance(item, dict | list | tuple):
+                raise LanguageError(f"batch entry {i} is {item!r:.50}: give a dict, a list or a tuple of arguments")
             if not isinstance(item, dict):
                 if len(item) > len(self.arg_names):
                     raise LanguageError(f"batch entry {i} has {len(item)} values for {len(self.arg_names)} arguments")
                 item = dict(zip(self.arg_names, item, strict=False))
             self._check_names(item)
-            out.append({**item, **self.bind_arguments})
+            out.append({**self.bind_arguments, **item})
         return out
 
     def _check_names(self, arguments: dict[str, Any]) -> None:
