@@ -6,7 +6,7 @@ The function runs with placeholders for arguments. What depends on a value that 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
@@ -93,12 +93,12 @@ class TracerState:
         yield
         self += ir.VarScopeEnd(name)
 
-    def fork(self, size: int = 1) -> list[TracerState]:
+    def fork(self, size: int = 1) -> _TracerGroup:
         if self._prefix_only:
             raise ir.StopTracing("fork")
-        group = [TracerState(self._convo.template, False) for _ in range(size)]
+        group = _TracerGroup(TracerState(self._convo.template, False) for _ in range(size))
         self.children += group
-        return _TracerGroup(group)
+        return group
 
     def __getitem__(self, name: str) -> ir.Expr:
         """A placeholder for a variable's value: good for appending, not for deciding."""
@@ -124,6 +124,17 @@ class TracerState:
 
 
 class _TracerGroup(list[TracerState]):
+    def __iadd__(  # type: ignore[override, misc]
+        self, other: ir.Appendable | Callable[[int], ir.Appendable] | Sequence[ir.Appendable]
+    ) -> Self:
+        """Append to every branch, as a fork of states does."""
+        for i, state in enumerate(self):
+            if isinstance(other, str | ir.Expr):
+                state += other
+            else:
+                state += other(i) if callable(other) else other[i]
+        return self
+
     def join(self, mode: str = "gather_variable") -> None:
         """Nothing to do without values."""
 
@@ -144,7 +155,7 @@ def trace_program(program: Function, template: ChatTemplate, arguments: Mapping[
     """
     state = TracerState(template, prefix_only=False)
     state.ret_value = _call(
-        program, state, {**_placeholders(program, shown=True), **arguments, **program.bind_arguments}
+        program, state, {**_placeholders(program, shown=True), **program.bind_arguments, **arguments}
     )
     return state
 

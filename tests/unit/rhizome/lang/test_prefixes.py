@@ -8,6 +8,7 @@ import pytest
 
 import rhizome as rz
 from rhizome.lang.chat_template import TEMPLATES
+from rhizome.lang.ir import StopTracing
 from rhizome.lang.tracer import constant_prefix
 
 RULES = "Answer each question with one word, without any explanation, as in these examples. " * 2
@@ -160,3 +161,31 @@ def test_trace_shows_the_nodes_without_a_model() -> None:
     assert kinds[-2:] == ["Gen", "RoleEnd"]
     assert "Gen('a')" in traced.print_graph()
     assert backend.calls == []
+
+
+def test_a_fork_is_traced_as_it_runs() -> None:
+    @rz.function
+    def program(s, count):
+        forks = s.fork(2)
+        forks += "xyz"
+        forks += rz.gen("a")
+        forks += lambda i: f"branch {i}"
+        forks += ["left", "right"]
+        forks[0] += "!"
+        forks.join()
+
+    traced = program.trace(backend=rz.FakeBackend([]))
+    assert len(traced.children) == 2
+    kinds = [[getattr(n, "value", None) or n.name for n in child.nodes] for child in traced.children]
+    assert kinds == [["xyz", "a", "branch 0", "left", "!"], ["xyz", "a", "branch 1", "right"]]
+
+
+def test_a_number_that_only_a_run_knows_ends_the_trace() -> None:
+    @rz.function
+    def program(s, count):
+        s += "abc"
+        for _ in range(count):
+            s += "d"
+
+    with pytest.raises(StopTracing):
+        program.trace(backend=rz.FakeBackend([]))
