@@ -10,7 +10,7 @@ from rhizome.lang.backends.http import MAX_CONNECTIONS, HttpClient
 from rhizome.lang.backends.native import Body, NativeBackend
 from rhizome.lang.chat_messages import as_messages, message_of
 from rhizome.lang.conversation import Prompt
-from rhizome.lang.errors import BackendError, Unsupported
+from rhizome.lang.errors import Unsupported
 from rhizome.lang.loops import background_loop, wait_on
 from rhizome.lang.sampling import SamplingParams
 
@@ -71,19 +71,15 @@ class RuntimeEndpoint(NativeBackend):
         """The served model, for a thread."""
         return wait_on(background_loop(), self.model_name())
 
-    async def render(self, messages: list[dict[str, str]]) -> str | None:
-        """By Rhizome's /tokenize with messages; SGLang's takes only a text."""
-        try:
-            ids = await self._ids({"messages": messages, "add_generation_prompt": False})
-            bare = await self._ids({"prompt": "x", "add_special_tokens": False})
-            begun = await self._ids({"prompt": "x"})
-        except BackendError as fault:
-            if fault.status in (400, 404, 422):
-                return None
-            raise
-        opening = begun[: len(begun) - len(bare)]
-        if opening and ids[: len(opening)] == opening:
-            ids = ids[len(opening) :]  # the server puts it before every text
+    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+        if isinstance(source, str):
+            body: Body = {"prompt": source, "add_special_tokens": special}
+        else:
+            body = {"messages": source, "add_generation_prompt": False}
+        answer = await self._http.json("POST", "/tokenize", body)
+        return list(answer["tokens"])
+
+    async def decode(self, ids: list[int]) -> str:
         answer = await self._http.json("POST", "/detokenize", {"tokens": ids, "skip_special_tokens": False})
         return str(answer["text"])
 
@@ -100,10 +96,6 @@ class RuntimeEndpoint(NativeBackend):
 
     async def aclose(self) -> None:
         await self._http.close()
-
-    async def _ids(self, body: Body) -> list[int]:
-        answer = await self._http.json("POST", "/tokenize", body)
-        return list(answer["tokens"])
 
     async def _with_tools(self, prompt: Prompt, params: SamplingParams) -> Completion:
         """A turn that may call tools goes through the chat route, which knows the model's form of calls."""

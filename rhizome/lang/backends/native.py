@@ -51,8 +51,27 @@ class NativeBackend(Backend, ABC):
         """As the server knows it."""
 
     @abstractmethod
+    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+        """Token ids of a text or of a conversation; `special`: with what the tokenizer adds to a text."""
+
+    @abstractmethod
+    async def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included."""
+
     async def render(self, messages: list[dict[str, str]]) -> str | None:
-        """The server's text of a conversation; None when it has no way to tell."""
+        """The server's text of a conversation; None when it has no way to tell (SGLang's encodes only a text)."""
+        try:
+            ids = await self.encode(messages)
+            bare = await self.encode("x", special=False)
+            begun = await self.encode("x")
+        except BackendError as fault:
+            if fault.status in (400, 404, 422):
+                return None
+            raise
+        opening = begun[: len(begun) - len(bare)]
+        if opening and ids[: len(opening)] == opening:
+            ids = ids[len(opening) :]  # the server puts it before every text
+        return await self.decode(ids)
 
     async def chat_template(self) -> ChatTemplate:
         if self._template is None:

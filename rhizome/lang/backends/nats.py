@@ -85,18 +85,17 @@ class NatsEndpoint(NativeBackend):
         link = await self._links.get()
         return await link.model()
 
-    async def render(self, messages: list[dict[str, str]]) -> str | None:
+    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+        if isinstance(source, str):
+            body: Body = {"text": source, "add_special_tokens": special}
+        else:
+            body = {"chat": {"messages": source, "add_generation_prompt": False}}
         link = await self._links.get()
-        subject = f"{self._root}.tokenizer.tokenize"
-        chat = {"messages": messages, "add_generation_prompt": False}
-        ids = (await link.ask(subject, {"chat": chat}))["token_ids"]
-        bare = (await link.ask(subject, {"text": "x", "add_special_tokens": False}))["token_ids"]
-        begun = (await link.ask(subject, {"text": "x"}))["token_ids"]
-        opening = begun[: len(begun) - len(bare)]
-        if opening and ids[: len(opening)] == opening:
-            ids = ids[len(opening) :]
-        answer = await link.ask(f"{self._root}.tokenizer.detokenize", {"token_ids": ids})
-        return str(answer["text"])
+        return list((await link.ask(f"{self._root}.tokenizer.tokenize", body))["token_ids"])
+
+    async def decode(self, ids: list[int]) -> str:
+        link = await self._links.get()
+        return str((await link.ask(f"{self._root}.tokenizer.detokenize", {"token_ids": ids}))["text"])
 
     async def flush_cache(self) -> Any:
         link = await self._links.get()

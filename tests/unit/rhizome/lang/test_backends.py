@@ -338,3 +338,17 @@ def test_parameters_that_ask_for_nothing_are_no_extra() -> None:
     plain = rz.OpenAI("m", False, api_key="x")
     off = parameters(ignore_eos=False, min_p=0.0, min_new_tokens=0, top_k=-1)
     assert "extra_body" not in plain._body(Prompt("Q"), off, False)
+
+
+async def test_a_rendered_conversation_lacks_what_the_server_puts_before_every_text() -> None:
+    def reply(path: str, body: Any) -> Any:
+        if path == "/detokenize":
+            return {"text": " ".join(map(str, body["tokens"]))}
+        if "messages" in body:
+            return {"tokens": [1, 7, 8]}
+        return {"tokens": [1, 5] if body["add_special_tokens"] else [5]}
+
+    async with serving(reply) as (url, _):
+        backend = rz.RuntimeEndpoint(url)
+        assert await backend.render([{"role": "user", "content": "x"}]) == "7 8"
+        await backend.aclose()
