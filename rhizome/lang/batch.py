@@ -7,10 +7,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rhizome.lang.backends.base import Backend
-from rhizome.lang.errors import LanguageError
+from rhizome.lang.errors import BackendError, LanguageError
 from rhizome.lang.executor import Executor
 from rhizome.lang.loops import background_loop, post, wait_on
 from rhizome.lang.run import ProgramRun
@@ -56,7 +57,8 @@ class BatchCall:
             What the first failing function raised, after all others have finished.
         """
         if len(self._arguments) > 1:
-            wait_on(self._loop, self._program.send_prefix(self._backend))
+            with suppress(BackendError):  # those who need the prefix will tell
+                self._program.send_prefix(self._backend)
         fault: BaseException | None = None
         waiting: deque[Future[ProgramState]] = deque()
         rest = iter(self._arguments)

@@ -30,11 +30,6 @@ class BackendError(LanguageError):
         super().__init__(message)
         self.status = status
 
-    @property
-    def may_pass(self) -> bool:
-        """Whether the same call can succeed later."""
-        return self.status in (0, 408, 409, 429) or self.status >= 500
-
 
 class Unsupported(LanguageError):
     """The backend cannot do what a primitive asks for; nothing was sent."""

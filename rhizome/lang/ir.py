@@ -175,7 +175,7 @@ class Argument(Expr):
     def __format__(self, _: str) -> str:
         return str(self)
 
-    __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __int__ = __float__ = _unknown
+    __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __int__ = __float__ = __index__ = _unknown
     __eq__ = __ne__ = __lt__ = __gt__ = __le__ = __ge__ = __sub__ = __mul__ = __truediv__ = __call__ = _unknown
     __hash__ = object.__hash__
 

@@ -57,7 +57,7 @@ def gen(
     Raises:
         LanguageError: arguments that contradict each other or cannot be read.
     """
-    if choices:
+    if choices is not None:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
     check_regex(regex)
     for pattern in [stop_regex] if isinstance(stop_regex, str) else stop_regex or ():

@@ -17,7 +17,7 @@ from rhizome.lang import batch, tracer
 from rhizome.lang.backends.base import Backend
 from rhizome.lang.conversation import Prompt
 from rhizome.lang.defaults import as_backend, default_record
-from rhizome.lang.errors import LanguageError
+from rhizome.lang.errors import BackendError, LanguageError
 from rhizome.lang.executor import MIN_HINT_CHARS, Executor
 from rhizome.lang.loops import background_loop, post, wait_on
 from rhizome.lang.recording import RunRecord, open_recorder
@@ -27,6 +27,7 @@ from rhizome.lang.state import AsyncProgramState, ProgramState
 
 MAX_FUNCTION_THREADS = 128
 """Synchronous functions that `arun` has in threads at a time."""
+_RUN_KEYWORDS = ("self", "stream", "backend", "record")
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -42,6 +43,9 @@ class Function:
         names = list(inspect.signature(func).parameters)
         if not names or names[0] != "s":
             raise LanguageError(f"{func.__name__}: the first argument of a program is s, its state")
+        for name in names[1:]:
+            if name in _RUN_KEYWORDS:
+                raise LanguageError(f"{func.__name__}: {name}= is a keyword of run: rename the argument")
         if num_api_spec_tokens is not None and num_api_spec_tokens < 1:
             raise LanguageError(f"num_api_spec_tokens={num_api_spec_tokens}: use a positive number")
         functools.update_wrapper(self, func)
@@ -52,6 +56,8 @@ class Function:
 
     def bind(self, **arguments: Any) -> Function:
         """The same program with some arguments given; their values count as constant for prefix hints.
+
+        A call that gives such an argument wins.
 
         Raises:
             LanguageError: the program has no such argument.
@@ -78,6 +84,7 @@ class Function:
         Raises:
             Whatever the function raises. What a generation raises is raised where its variable is read.
         """
+        tracer.stop_tracing_at(self.func.__name__)
         arguments, params = self._split(args, kwargs)
         loop = background_loop()
         run = wait_on(loop, self.start(loop, as_backend(backend), params, stream, record))
@@ -95,6 +102,7 @@ class Function:
         self, *args: Any, stream: bool = False, backend: Any = None, record: Any = None, **kwargs: Any
     ) -> Any:
         """The same on the running event loop. A synchronous function runs in one of a bounded number of threads."""
+        tracer.stop_tracing_at(self.func.__name__)
         arguments, params = self._split(args, kwargs)
         loop = asyncio.get_running_loop()
         run = await self.start(loop, as_backend(backend), params, stream, record)
@@ -118,11 +126,12 @@ class Function:
         record: Any = None,
         **params: Any,
     ) -> list[ProgramState] | Iterator[ProgramState]:
-        """Run it for each dict (or tuple) of arguments, many at a time; states in the order of the arguments.
+        """Run it for each dict (or list or tuple) of arguments, many at a time; states in the order of the arguments.
 
         The constant prefix, found by tracing, is computed first. With `generator_style` states come as they are
         ready, still in order. An exception of a function is raised after the others have finished.
         """
+        tracer.stop_tracing_at(self.func.__name__)
         call = batch.BatchCall(
             self, self._batch_arguments(batch_kwargs), as_backend(backend), self._params(params), record,
             num_threads, progress_bar,
@@ -134,10 +143,12 @@ class Function:
         **params: Any,
     ) -> list[AsyncProgramState]:  # fmt: skip
         """The same on the running event loop, all at once or `concurrency` at a time."""
+        tracer.stop_tracing_at(self.func.__name__)
         arguments = self._batch_arguments(batch_kwargs)
         chosen, sampling = as_backend(backend), self._params(params)
-        if len(arguments) > 1:
-            await self.send_prefix(chosen)
+        if len(arguments) > 1 and chosen.prefix_hints:
+            with contextlib.suppress(BackendError):  # those who need the prefix will tell
+                await self._send(chosen, tracer.constant_prefix(self, await chosen.chat_template()))
         gate = asyncio.Semaphore(concurrency or max(len(arguments), 1))
 
         async def one(args: dict[str, Any]) -> AsyncProgramState:
@@ -160,13 +171,23 @@ class Function:
 
     def cache(self, backend: Any = None) -> int:
         """Compute the constant prefix on the server; its length in characters."""
-        return wait_on(background_loop(), self.send_prefix(as_backend(backend)))
+        return self.send_prefix(as_backend(backend))
 
-    async def send_prefix(self, backend: Backend) -> int:
-        """Compute the constant prefix, when it is worth it and the backend profits; its length in characters."""
+    def send_prefix(self, backend: Backend) -> int:
+        """Trace in this thread and compute the constant prefix; its length in characters, 0 when it was not sent.
+
+        Raises:
+            BackendError: the server refused it or cannot be reached.
+        """
         if not backend.prefix_hints:
             return 0
-        prefix = tracer.constant_prefix(self, await backend.chat_template())
+        loop = background_loop()
+        template = wait_on(loop, backend.chat_template())
+        return wait_on(loop, self._send(backend, tracer.constant_prefix(self, template)))
+
+    @staticmethod
+    async def _send(backend: Backend, prefix: str) -> int:
+        """Compute a prefix, when it is worth it; its length in characters or 0."""
         if len(prefix) < MIN_HINT_CHARS:
             return 0
         await backend.cache_prefix(Prompt(prefix))
@@ -238,12 +259,13 @@ class Function:
         """The program's own arguments, and sampling parameters."""
         if len(args) > len(self.arg_names):
             raise LanguageError(f"{self.func.__name__} takes {len(self.arg_names)} arguments, got {len(args)}")
-        own = {
-            **dict(zip(self.arg_names, args, strict=False)),
-            **{k: v for k, v in kwargs.items() if k in self.arg_names},
-        }
+        own = dict(zip(self.arg_names, args, strict=False))
+        for name in kwargs:
+            if name in own:
+                raise LanguageError(f"{self.func.__name__} got multiple values for argument {name!r}")
+        own |= {k: v for k, v in kwargs.items() if k in self.arg_names}
         params = self._params({k: v for k, v in kwargs.items() if k not in self.arg_names})
-        return {**own, **self.bind_arguments}, params
+        return {**self.bind_arguments, **own}, params
 
     def _params(self, given: dict[str, Any]) -> SamplingParams:
         unknown = [name for name in given if name not in SamplingParams.__dataclass_fields__]
@@ -256,12 +278,14 @@ class Function:
     def _batch_arguments(self, batch_kwargs: Sequence[Any]) -> list[dict[str, Any]]:
         out = []
         for i, item in enumerate(batch_kwargs):
+            if not isinstance(item, dict | list | tuple):
+                raise LanguageError(f"batch entry {i} is {item!r:.50}: give a dict, a list or a tuple of arguments")
             if not isinstance(item, dict):
                 if len(item) > len(self.arg_names):
                     raise LanguageError(f"batch entry {i} has {len(item)} values for {len(self.arg_names)} arguments")
                 item = dict(zip(self.arg_names, item, strict=False))
             self._check_names(item)
-            out.append({**item, **self.bind_arguments})
+            out.append({**self.bind_arguments, **item})
         return out
 
     def _check_names(self, arguments: dict[str, Any]) -> None:

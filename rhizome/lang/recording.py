@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import threading
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-_run_numbers = itertools.count(1)  # with the process id unique in a file that several processes append to
+from rhizome.lang.errors import LanguageError
 
 
 class Recorder:
@@ -26,12 +26,16 @@ class Recorder:
         self._lock = threading.Lock()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event; after `close` there is nothing to write to, which is an error of the caller."""
+        """Append one event; what a run that is still going says after `close` is dropped."""
         line = json.dumps({"event": event, "at_s": round(time.time(), 6), **fields}, ensure_ascii=False, default=str)
         with self._lock:
             if self._file is not None:
                 self._file.write(line + "\n")
                 self._file.flush()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._file is None
 
     def close(self) -> None:
         with self._lock:
@@ -51,7 +55,7 @@ class RunRecord:
 
     def __init__(self, recorder: Recorder | None) -> None:
         self._recorder = recorder
-        self._run = f"{os.getpid()}-{next(_run_numbers)}"
+        self._run = uuid.uuid4().hex[:12]  # unique in a file that several processes append to
         self._states = itertools.count()
 
     @property
@@ -67,7 +71,13 @@ class RunRecord:
 
 
 def open_recorder(record: Recorder | str | Path | None) -> Recorder | None:
-    """What a user gave as `record=`; a path is opened and stays open until the process ends."""
+    """What a user gave as `record=`; a path is opened and stays open until the process ends.
+
+    Raises:
+        LanguageError: a recorder that is closed.
+    """
+    if isinstance(record, Recorder) and record.is_closed:
+        raise LanguageError(f"the recorder of {record.path} is closed: record a run before that")
     if record is None or isinstance(record, Recorder):
         return record
     key = str(Path(record).resolve())

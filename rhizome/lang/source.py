@@ -6,7 +6,8 @@ import os
 import sys
 from dataclasses import dataclass
 
-_OWN = "rhizome.lang"
+_OWN = ("rhizome.lang", "contextlib")
+"""The language's modules, and the one that enters and leaves its `with` blocks."""
 
 
 @dataclass(frozen=True, slots=True)

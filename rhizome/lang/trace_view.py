@@ -44,7 +44,8 @@ def read_trace(path: str | Path) -> list[RunTrace]:
     runs: dict[str, RunTrace] = {}
     states: dict[tuple[str, int], StateTrace] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        with Path(path).open(encoding="utf-8") as file:  # its lines end at "\n" only, unlike those of splitlines
+            lines = list(file)
     except OSError as fault:
         raise LanguageError(f"{path}: {fault.strerror or fault}") from fault
     for number, line in enumerate(lines, 1):

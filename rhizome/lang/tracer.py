@@ -6,20 +6,29 @@ The function runs with placeholders for arguments. What depends on a value that 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 from rhizome.lang import ir
 from rhizome.lang.chat_template import ChatTemplate
 from rhizome.lang.conversation import Conversation
-from rhizome.lang.errors import LanguageError
 
 if TYPE_CHECKING:
     from rhizome.lang.program import Function
 
-# What a function can raise when it meets a placeholder where it expects a value.
-_PLACEHOLDER_FAULTS = (ir.StopTracing, TypeError, AttributeError, ValueError, LookupError, ArithmeticError)
+_tracing: ContextVar[bool] = ContextVar("rhizome_tracing", default=False)
+
+
+def stop_tracing_at(program: str) -> None:
+    """To be called before a program runs.
+
+    Raises:
+        StopTracing: a trace is under way, which runs nothing.
+    """
+    if _tracing.get():
+        raise ir.StopTracing(program)
 
 
 class TracerState:
@@ -84,12 +93,12 @@ class TracerState:
         yield
         self += ir.VarScopeEnd(name)
 
-    def fork(self, size: int = 1) -> list[TracerState]:
+    def fork(self, size: int = 1) -> _TracerGroup:
         if self._prefix_only:
             raise ir.StopTracing("fork")
-        group = [TracerState(self._convo.template, False) for _ in range(size)]
+        group = _TracerGroup(TracerState(self._convo.template, False) for _ in range(size))
         self.children += group
-        return _TracerGroup(group)
+        return group
 
     def __getitem__(self, name: str) -> ir.Expr:
         """A placeholder for a variable's value: good for appending, not for deciding."""
@@ -115,6 +124,17 @@ class TracerState:
 
 
 class _TracerGroup(list[TracerState]):
+    def __iadd__(  # type: ignore[override, misc]
+        self, other: ir.Appendable | Callable[[int], ir.Appendable] | Sequence[ir.Appendable]
+    ) -> Self:
+        """Append to every branch, as a fork of states does."""
+        for i, state in enumerate(self):
+            if isinstance(other, str | ir.Expr):
+                state += other
+            else:
+                state += other(i) if callable(other) else other[i]
+        return self
+
     def join(self, mode: str = "gather_variable") -> None:
         """Nothing to do without values."""
 
@@ -122,12 +142,8 @@ class _TracerGroup(list[TracerState]):
 def constant_prefix(program: Function, template: ChatTemplate) -> str:
     """The text that every run of the program begins with; bound arguments count as constant."""
     state = TracerState(template, prefix_only=True)
-    try:
+    with suppress(Exception):  # as far as it goes: a function may raise anything when it meets a placeholder
         _call(program, state, {**_placeholders(program, shown=False), **program.bind_arguments})
-    except _PLACEHOLDER_FAULTS:
-        pass  # as far as it goes
-    except LanguageError:
-        pass  # a fault of the program, which its run will tell
     return state.prefix
 
 
@@ -139,7 +155,7 @@ def trace_program(program: Function, template: ChatTemplate, arguments: Mapping[
     """
     state = TracerState(template, prefix_only=False)
     state.ret_value = _call(
-        program, state, {**_placeholders(program, shown=True), **arguments, **program.bind_arguments}
+        program, state, {**_placeholders(program, shown=True), **program.bind_arguments, **arguments}
     )
     return state
 
@@ -149,13 +165,17 @@ def _placeholders(program: Function, *, shown: bool) -> dict[str, Any]:
 
 
 def _call(program: Function, state: TracerState, arguments: dict[str, Any]) -> Any:
-    result = program.func(state, **arguments)
-    if inspect.iscoroutine(result):
-        try:
-            result.send(None)
-        except StopIteration as done:
-            return done.value
-        finally:
-            result.close()
-        raise ir.StopTracing("await")
-    return result
+    before = _tracing.set(True)
+    try:
+        result = program.func(state, **arguments)
+        if inspect.iscoroutine(result):
+            try:
+                result.send(None)
+            except StopIteration as done:
+                return done.value
+            finally:
+                result.close()
+            raise ir.StopTracing("await")
+        return result
+    finally:
+        _tracing.reset(before)

@@ -59,6 +59,8 @@ class Anthropic(Backend):
     async def stream(
         self, prompt: Prompt, params: SamplingParams, *, with_tokens: bool = False
     ) -> AsyncIterator[Delta]:
+        if params.tools:
+            raise Unsupported("gen(tools=...) is not streamed")
         used: dict[str, Any] = {}
         reason = sequence = None
         body = {**self._body(prompt, params), "stream": True}
@@ -74,6 +76,8 @@ class Anthropic(Backend):
                     reason, sequence = event["delta"].get("stop_reason"), event["delta"].get("stop_sequence")
                 elif kind == "error":
                     raise BackendError(str(event["error"].get("message", event["error"])))
+        if reason is None:
+            raise BackendError("the answer broke off")
         usage, meta, finish = _facts(reason, sequence, used)
         yield Delta("", meta, usage, finish)
 
@@ -102,6 +106,8 @@ class Anthropic(Backend):
             body["top_k"] = params.top_k
         if params.tools:
             body["tools"] = [_tool(tool) for tool in params.tools]
+            if params.tool_choice is not None:
+                body["tool_choice"] = _tool_choice(params.tool_choice)
         return body
 
 
@@ -132,6 +138,13 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
         "name": function["name"], "description": function.get("description", ""),
         "input_schema": function.get("parameters", function.get("input_schema", {"type": "object"})),
     }  # fmt: skip
+
+
+def _tool_choice(choice: str | dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's choice as Anthropic's; an object of Anthropic's form stays as it is."""
+    if isinstance(choice, str):
+        return {"type": {"required": "any"}.get(choice, choice)}
+    return {"type": "tool", "name": choice["function"]["name"]} if "function" in choice else choice
 
 
 def _facts(reason: Any, sequence: Any, used: dict[str, Any]) -> tuple[Usage, dict[str, Any], str]:

@@ -10,9 +10,14 @@ from rhizome.lang.backends.http import MAX_CONNECTIONS, HttpClient
 from rhizome.lang.backends.native import Body, NativeBackend
 from rhizome.lang.chat_messages import as_messages, message_of
 from rhizome.lang.conversation import Prompt
-from rhizome.lang.errors import BackendError, Unsupported
+from rhizome.lang.errors import Unsupported
 from rhizome.lang.loops import background_loop, wait_on
 from rhizome.lang.sampling import SamplingParams
+
+_CHAT_FIELDS = (
+    "tool_choice", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
+    "ignore_eos", "seed",
+)  # fmt: skip
 
 
 class RuntimeEndpoint(NativeBackend):
@@ -66,19 +71,15 @@ class RuntimeEndpoint(NativeBackend):
         """The served model, for a thread."""
         return wait_on(background_loop(), self.model_name())
 
-    async def render(self, messages: list[dict[str, str]]) -> str | None:
-        """By Rhizome's /tokenize with messages; SGLang's takes only a text."""
-        try:
-            ids = await self._ids({"messages": messages, "add_generation_prompt": False})
-            bare = await self._ids({"prompt": "x", "add_special_tokens": False})
-            begun = await self._ids({"prompt": "x"})
-        except BackendError as fault:
-            if fault.status in (400, 404, 422):
-                return None
-            raise
-        opening = begun[: len(begun) - len(bare)]
-        if opening and ids[: len(opening)] == opening:
-            ids = ids[len(opening) :]  # the server puts it before every text
+    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+        if isinstance(source, str):
+            body: Body = {"prompt": source, "add_special_tokens": special}
+        else:
+            body = {"messages": source, "add_generation_prompt": False}
+        answer = await self._http.json("POST", "/tokenize", body)
+        return list(answer["tokens"])
+
+    async def decode(self, ids: list[int]) -> str:
         answer = await self._http.json("POST", "/detokenize", {"tokens": ids, "skip_special_tokens": False})
         return str(answer["text"])
 
@@ -96,25 +97,26 @@ class RuntimeEndpoint(NativeBackend):
     async def aclose(self) -> None:
         await self._http.close()
 
-    async def _ids(self, body: Body) -> list[int]:
-        answer = await self._http.json("POST", "/tokenize", body)
-        return list(answer["tokens"])
-
     async def _with_tools(self, prompt: Prompt, params: SamplingParams) -> Completion:
         """A turn that may call tools goes through the chat route, which knows the model's form of calls."""
         if prompt.turn_text.strip():
             raise Unsupported("gen(tools=...) must come first in the assistant's turn")
         if params.grammar or (params.n or 1) > 1:
             raise Unsupported("gen(tools=...) takes no grammar and no n")
+        for name in ("return_logprob", "stop_regex"):
+            if getattr(params, name):
+                raise Unsupported(f"gen(tools=...) takes no {name}")
         body: Body = {
             "messages": as_messages(prompt), "tools": list(params.tools or ()), "max_tokens": params.limit,
             "temperature": params.temperature,
         }  # fmt: skip
-        for name in ("tool_choice", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "seed"):
-            if (value := getattr(params, name)) is not None:
-                body[name] = value
+        body |= {name: value for name in _CHAT_FIELDS if (value := getattr(params, name)) is not None}
+        if params.min_new_tokens is not None:
+            body["min_tokens"] = params.min_new_tokens
         if params.stops:
             body["stop"] = list(params.stops)
+        if params.stop_token_ids:
+            body["stop_token_ids"] = list(params.stop_token_ids)
         answer = await self._http.json("POST", "/v1/chat/completions", body)
         text, meta = message_of(answer["choices"][0])
         used = answer.get("usage") or {}

@@ -35,6 +35,7 @@ class HttpClient:
         max_retries: int = 4,
         timeout_s: float | None = None,
     ) -> None:
+        self._timeout_s = timeout_s
         self.base_url = base_url.rstrip("/")
         self._max_retries = max_retries
         self._sessions = PerLoop(partial(_session, dict(headers or {}), max_connections, timeout_s))
@@ -69,6 +70,9 @@ class HttpClient:
     async def close(self) -> None:
         await self._sessions.close()
 
+    def _late(self, method: str, url: str) -> BackendError:
+        return BackendError(f"{method} {url}: no whole answer within timeout_s={self._timeout_s}")
+
     @asynccontextmanager
     async def _call(self, method: str, path: str, body: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         session, url, wait_s = await self._sessions.get(), self.base_url + path, FIRST_RETRY_S
@@ -76,9 +80,11 @@ class HttpClient:
             last = attempt == self._max_retries
             try:
                 response = await session.request(method, url, json=body)
-            except (aiohttp.ClientConnectionError, aiohttp.ServerTimeoutError) as fault:
+            except aiohttp.ClientConnectionError as fault:
                 if last:
                     raise BackendError(f"{method} {url}: {fault}") from fault
+            except TimeoutError as fault:
+                raise self._late(method, url) from fault
             else:
                 async with response:
                     if response.status < 400:
@@ -86,6 +92,8 @@ class HttpClient:
                             yield response
                         except aiohttp.ClientError as fault:
                             raise BackendError(f"{method} {url} broke off: {fault}") from fault
+                        except TimeoutError as fault:
+                            raise self._late(method, url) from fault
                         return
                     if last or response.status not in _MAY_PASS:
                         raise BackendError(f"{response.status}: {await _reason(response)}", response.status)

@@ -13,7 +13,7 @@ from rhizome.lang.backends.base import Backend, Completion, Delta, Usage
 from rhizome.lang.chat_template import ChatTemplate, get_chat_template, get_chat_template_by_model_path
 from rhizome.lang.choices import ChoicesDecision, ChoicesSamplingMethod, Scores
 from rhizome.lang.conversation import Prompt
-from rhizome.lang.errors import BackendError
+from rhizome.lang.errors import BackendError, Unsupported
 from rhizome.lang.sampling import SamplingParams
 from rhizome.lang.template_probe import probe_template
 
@@ -53,8 +53,27 @@ class NativeBackend(Backend, ABC):
         """As the server knows it."""
 
     @abstractmethod
+    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+        """Token ids of a text or of a conversation; `special`: with what the tokenizer adds to a text."""
+
+    @abstractmethod
+    async def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included."""
+
     async def render(self, messages: list[dict[str, str]]) -> str | None:
-        """The server's text of a conversation; None when it has no way to tell."""
+        """The server's text of a conversation; None when it has no way to tell (SGLang's encodes only a text)."""
+        try:
+            ids = await self.encode(messages)
+            bare = await self.encode("x", special=False)
+            begun = await self.encode("x")
+        except BackendError as fault:
+            if fault.status in (400, 404, 422):
+                return None
+            raise
+        opening = begun[: len(begun) - len(bare)]
+        if opening and ids[: len(opening)] == opening:
+            ids = ids[len(opening) :]  # the server puts it before every text
+        return await self.decode(ids)
 
     async def chat_template(self) -> ChatTemplate:
         """The template; all that ask on one loop at a time share one attempt to find it, and its failure."""
@@ -88,7 +107,9 @@ class NativeBackend(Backend, ABC):
     async def stream(
         self, prompt: Prompt, params: SamplingParams, *, with_tokens: bool = False
     ) -> AsyncIterator[Delta]:
-        seen, told = 0, 0
+        if params.tools:
+            raise Unsupported("gen(tools=...) is not streamed")
+        seen, told, ended = 0, 0, False
         body = {**generate_body(prompt, params, with_tokens), "stream": True}
         async with aclosing(self.events(body)) as answers:  # type: ignore[type-var]
             async for answer in answers:
@@ -104,6 +125,8 @@ class NativeBackend(Backend, ABC):
                     tokens,
                 )
                 seen, told = len(whole.text), told + len(tokens or ())
+        if not ended:
+            raise BackendError("the answer broke off")
 
     async def cache_prefix(self, prompt: Prompt) -> None:
         await self.call(_prompt_only(prompt))

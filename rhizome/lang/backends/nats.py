@@ -20,10 +20,12 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from rhizome.lang.backends.base import Completion
 from rhizome.lang.backends.native import Body, NativeBackend
+from rhizome.lang.conversation import Prompt
 from rhizome.lang.errors import BackendError, Unsupported
 from rhizome.lang.loops import PerLoop
-from rhizome.lang.sampling import GRAMMARS
+from rhizome.lang.sampling import GRAMMARS, SamplingParams
 
 ACCEPT_TIMEOUT_S = 30.0
 SILENT_AFTER_S = 10.0
@@ -49,6 +51,11 @@ class NatsEndpoint(NativeBackend):
         super().__init__(chat_template_name, prefix_hints)
         self._root = f"rz.v1.{deployment}"
         self._links = PerLoop(partial(_linked, url.split(","), self._root))
+
+    async def generate(self, prompt: Prompt, params: SamplingParams, *, with_tokens: bool = False) -> list[Completion]:
+        if params.tools:
+            raise Unsupported("tools go through a gateway: use RuntimeEndpoint")
+        return await super().generate(prompt, params, with_tokens=with_tokens)
 
     async def call(self, body: Body) -> Any:
         link = await self._links.get()
@@ -78,28 +85,27 @@ class NatsEndpoint(NativeBackend):
         link = await self._links.get()
         return await link.model()
 
-    async def render(self, messages: list[dict[str, str]]) -> str | None:
+    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+        if isinstance(source, str):
+            body: Body = {"text": source, "add_special_tokens": special}
+        else:
+            body = {"chat": {"messages": source, "add_generation_prompt": False}}
         link = await self._links.get()
-        subject = f"{self._root}.tokenizer.tokenize"
-        chat = {"messages": messages, "add_generation_prompt": False}
-        ids = (await link.ask(subject, {"chat": chat}))["token_ids"]
-        bare = (await link.ask(subject, {"text": "x", "add_special_tokens": False}))["token_ids"]
-        begun = (await link.ask(subject, {"text": "x"}))["token_ids"]
-        opening = begun[: len(begun) - len(bare)]
-        if opening and ids[: len(opening)] == opening:
-            ids = ids[len(opening) :]
-        answer = await link.ask(f"{self._root}.tokenizer.detokenize", {"token_ids": ids})
-        return str(answer["text"])
+        return list((await link.ask(f"{self._root}.tokenizer.tokenize", body))["token_ids"])
+
+    async def decode(self, ids: list[int]) -> str:
+        link = await self._links.get()
+        return str((await link.ask(f"{self._root}.tokenizer.detokenize", {"token_ids": ids}))["text"])
 
     async def flush_cache(self) -> Any:
         link = await self._links.get()
-        ids = [id_ for id_, (service, _) in link.seen.items() if service == "scheduler"]
+        ids = await link.schedulers()
         answers = [await link.ask(f"{self._root}.scheduler.{id_}.flush", {}) for id_ in ids]
         return dict(zip(ids, answers, strict=True))
 
     async def get_server_info(self) -> Any:
         link = await self._links.get()
-        ids = [id_ for id_, (service, _) in link.seen.items() if service == "scheduler"]
+        ids = await link.schedulers()
         return {"schedulers": [await link.ask(f"{self._root}.scheduler.{id_}.info", {}) for id_ in ids]}
 
     async def aclose(self) -> None:
@@ -118,6 +124,7 @@ class _Link:
         """Service and monotonic time of each instance's last heartbeat."""
         self._models: list[str] = []
         self._heard = asyncio.Event()
+        self._scheduler_heard = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -141,6 +148,19 @@ class _Link:
         if not self._models:
             raise BackendError(f"no tokenizer of {self._root} is ready: start the deployment or check deployment=")
         return self._models[0]
+
+    async def schedulers(self) -> list[str]:
+        """Ids of the schedulers, once there is one.
+
+        Raises:
+            BackendError: none has sent a heartbeat.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._scheduler_heard.wait(), SILENT_AFTER_S)
+        ids = [id_ for id_, (service, _) in self.seen.items() if service == "scheduler"]
+        if not ids:
+            raise BackendError(f"no scheduler of {self._root} is ready: start the deployment or check deployment=")
+        return ids
 
     async def ask(self, subject: str, body: dict[str, Any]) -> Any:
         """Request and reply.
@@ -167,7 +187,8 @@ class _Link:
         finished = False
         try:
             accepted = await self.ask(f"{self._root}.tokenizer.generate", {**request, "reply": self._reply})
-            self._owners[rid] = accepted["tokenizer_id"]
+            owner = self._owners[rid] = accepted["tokenizer_id"]
+            self.seen[owner] = "tokenizer", time.monotonic()  # its answer is a sign of life
             total = _Total(request, accepted["prompt_tokens"])
             while not finished:
                 delta = await queue.get()
@@ -175,9 +196,9 @@ class _Link:
                 yield total.add(delta)
         finally:
             del self._streams[rid]
-            owner = self._owners.pop(rid, None)
+            known = self._owners.pop(rid, None)
             if not finished:
-                await self._abort(rid, owner)
+                await self._abort(rid, known)
 
     async def _abort(self, rid: str, owner: str | None) -> None:
         owners = [owner] if owner else [id_ for id_, (service, _) in self.seen.items() if service == "tokenizer"]
@@ -194,6 +215,8 @@ class _Link:
     async def _on_heartbeat(self, message: Msg) -> None:
         beat = orjson.loads(message.data)
         self.seen[beat["id"]] = beat["service"], time.monotonic()
+        if beat["service"] == "scheduler":
+            self._scheduler_heard.set()
         model = beat.get("facts", {}).get("model")
         if beat["service"] == "tokenizer" and model and model not in self._models:
             self._models.append(model)

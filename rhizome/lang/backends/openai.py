@@ -26,6 +26,8 @@ INSTRUCT_MODELS = ("gpt-3.5-turbo-instruct",)
 _EXTRA = (
     "top_k", "min_p", "repetition_penalty", "ignore_eos", "stop_token_ids", "regex", "ebnf", "structural_tag",
 )  # fmt: skip
+_OFF = (None, (), -1, 0)
+"""Values of these that ask for nothing; False and 0.0 are equal to 0."""
 _DIALECTS = ("openai", "rhizome")
 
 
@@ -100,7 +102,7 @@ class OpenAI(Backend):
     ) -> AsyncIterator[Delta]:
         client = await self._clients.get()
         body = {**self._body(prompt, params, with_tokens), "stream": True, "stream_options": {"include_usage": True}}
-        finish, usage = "stop", Usage()
+        finish, usage = None, Usage()
         try:
             if self.is_chat_model:
                 source: Any = await client.chat.completions.create(**body)
@@ -116,6 +118,8 @@ class OpenAI(Backend):
                         yield Delta(text, tokens=_tokens(choice.logprobs, self.is_chat_model))
         except openai.OpenAIError as fault:
             raise _refused(fault) from fault
+        if finish is None:
+            raise BackendError("the answer broke off")
         meta = {"finish_reason": {"type": finish}, "completion_tokens": usage.completion_tokens}
         yield Delta("", meta, usage, "length" if finish == "length" else "stop", [])
 
@@ -180,8 +184,8 @@ class OpenAI(Backend):
         return body
 
     def _extra_body(self, params: SamplingParams) -> dict[str, Any]:
-        given = {name: v for name in _EXTRA if (v := getattr(params, name)) not in (None, (), -1)}
-        if params.min_new_tokens is not None:
+        given = {name: v for name in _EXTRA if (v := getattr(params, name)) not in _OFF}
+        if params.min_new_tokens:
             given["min_tokens"] = params.min_new_tokens
         if given and not self._extra:
             raise Unsupported(

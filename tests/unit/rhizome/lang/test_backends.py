@@ -250,3 +250,105 @@ def test_a_native_body_becomes_messages_to_a_tokenizer() -> None:
     ]  # fmt: skip
     assert all(r["grammar"] == {"kind": "regex", "source": "x"} and r["return_logprob"] for r in requests)
     assert len({r["rid"] for r in requests}) == 4
+
+
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+
+
+def parameters(**more: Any) -> SamplingParams:
+    return SamplingParams(**more).resolved()
+
+
+async def test_what_a_route_with_tools_cannot_do_is_refused_by_name() -> None:
+    answer = {"choices": [{"message": {"role": "assistant", "content": "2"}, "finish_reason": "stop"}]}
+    prompt = Prompt("Q", [{"role": "user", "content": "Q"}], "assistant")
+    async with serving(lambda path, body: answer) as (url, seen):
+        backend = rz.RuntimeEndpoint(url, chat_template_name="chatml")
+        await backend.generate(
+            prompt,
+            parameters(tools=TOOLS, repetition_penalty=1.1, stop_token_ids=[5], min_new_tokens=2, ignore_eos=True),
+        )
+        sent = {name: seen[0][1][name] for name in ("repetition_penalty", "stop_token_ids", "min_tokens", "ignore_eos")}
+        assert sent == {"repetition_penalty": 1.1, "stop_token_ids": [5], "min_tokens": 2, "ignore_eos": True}
+        with pytest.raises(rz.Unsupported, match="return_logprob"):
+            await backend.generate(prompt, parameters(tools=TOOLS, return_logprob=True))
+        with pytest.raises(rz.Unsupported, match="not streamed"):
+            await anext(aiter(backend.stream(prompt, parameters(tools=TOOLS))))
+        await backend.aclose()
+    with pytest.raises(rz.Unsupported, match="RuntimeEndpoint"):
+        await rz.NatsEndpoint().generate(prompt, parameters(tools=TOOLS))
+
+
+async def test_anthropic_style_messages_choose_tools_and_do_not_stream_them() -> None:
+    backend = rz.Anthropic("m", "key")
+    prompt = Prompt("Q", [{"role": "user", "content": "Q"}], "assistant")
+    named = {"type": "function", "function": {"name": "add"}}
+    for choice, sent in (
+        ("required", {"type": "any"}),
+        ("auto", {"type": "auto"}),
+        (named, {"type": "tool", "name": "add"}),
+    ):
+        assert backend._body(prompt, parameters(tools=TOOLS, tool_choice=choice))["tool_choice"] == sent
+    with pytest.raises(rz.Unsupported, match="not streamed"):
+        await anext(aiter(backend.stream(prompt, parameters(tools=TOOLS))))
+
+
+async def test_a_stream_without_a_finish_broke_off() -> None:
+    pieces = {
+        "/generate": [generation("a", None)],
+        "/v1/messages": [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}],
+        "/v1/chat/completions": [
+            {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [
+                {"index": 0, "delta": {"content": "a"}, "finish_reason": None}]},
+        ],
+    }  # fmt: skip
+    prompt = Prompt("Q", [{"role": "user", "content": "Q"}], "assistant")
+    async with serving(lambda path, body: pieces[path]) as (url, _):
+        for backend in (
+            rz.RuntimeEndpoint(url, chat_template_name="chatml"),
+            rz.Anthropic("m", "key", base_url=url),
+            rz.OpenAI("m", api_key="x", base_url=url + "/v1"),
+        ):
+            with pytest.raises(rz.BackendError, match="the answer broke off"):
+                async with asyncio.timeout(10):
+                    assert "".join([d.text async for d in backend.stream(prompt, parameters())]) == "a"
+            await backend.aclose()
+
+
+async def test_an_answer_that_is_late_names_the_limit() -> None:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if (await request.json()).get("stream"):
+            await response.prepare(request)
+        await asyncio.sleep(2)
+        return response
+
+    app = web.Application()
+    app.router.add_post("/generate", handle)
+    async with TestServer(app) as server, asyncio.timeout(10):
+        backend = rz.RuntimeEndpoint(str(server.make_url("")), chat_template_name="chatml", timeout_s=0.2)
+        with pytest.raises(rz.BackendError, match=r"timeout_s=0\.2"):
+            await backend.generate(Prompt("Q"), parameters())
+        with pytest.raises(rz.BackendError, match=r"timeout_s=0\.2"):
+            await anext(aiter(backend.stream(Prompt("Q"), parameters())))
+        await backend.aclose()
+
+
+def test_parameters_that_ask_for_nothing_are_no_extra() -> None:
+    plain = rz.OpenAI("m", False, api_key="x")
+    off = parameters(ignore_eos=False, min_p=0.0, min_new_tokens=0, top_k=-1)
+    assert "extra_body" not in plain._body(Prompt("Q"), off, False)
+
+
+async def test_a_rendered_conversation_lacks_what_the_server_puts_before_every_text() -> None:
+    def reply(path: str, body: Any) -> Any:
+        if path == "/detokenize":
+            return {"text": " ".join(map(str, body["tokens"]))}
+        if "messages" in body:
+            return {"tokens": [1, 7, 8]}
+        return {"tokens": [1, 5] if body["add_special_tokens"] else [5]}
+
+    async with serving(reply) as (url, _):
+        backend = rz.RuntimeEndpoint(url)
+        assert await backend.render([{"role": "user", "content": "x"}]) == "7 8"
+        await backend.aclose()

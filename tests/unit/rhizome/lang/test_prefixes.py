@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 import rhizome as rz
 from rhizome.lang.chat_template import TEMPLATES
+from rhizome.lang.ir import StopTracing
 from rhizome.lang.tracer import constant_prefix
 
 RULES = "Answer each question with one word, without any explanation, as in these examples. " * 2
@@ -52,6 +55,45 @@ def test_an_async_program_is_traced_up_to_its_first_await() -> None:
         await s["g"]
 
     assert constant_prefix(program, TEMPLATES["default"]) == "abc"
+
+
+def test_tracing_runs_no_program_and_forgives_what_a_placeholder_breaks() -> None:
+    @rz.function
+    def inner(s):
+        s += "inner" + rz.gen("i")
+
+    @rz.function
+    async def ainner(s):
+        s += "inner" + rz.gen("i")
+
+    @rz.function
+    def nested(s, q):
+        s += RULES
+        s += inner.run()["i"] + rz.gen("a")
+
+    @rz.function
+    def strict(s, q):
+        s += RULES
+        assert isinstance(q, str)
+        s += q + rz.gen("a")
+
+    @rz.function
+    async def anested(s, q):
+        s += RULES
+        s += (await (await ainner.arun())["i"]) + rz.gen("a")
+
+    backend = rz.FakeBackend(lambda *_: "x")
+    entries = [{"q": "1"}, {"q": "2"}]
+    rz.set_default_backend(backend)
+    try:
+        assert [s["a"] for s in nested.run_batch(entries)] == ["x", "x"]
+        assert backend.count() == 4
+        assert [s["a"] for s in strict.run_batch(entries)] == ["x", "x"]
+        asyncio.run(asyncio.wait_for(anested.arun_batch(entries), 10))
+        assert backend.count() == 10
+    finally:
+        rz.set_default_backend(None)
+    assert backend.prefixes == [RULES] * 3
 
 
 def test_a_batch_sends_the_prefix_once_and_first() -> None:
@@ -107,6 +149,8 @@ def test_a_hint_that_fails_is_only_a_hint() -> None:
         forks.join()
 
     assert program.run(backend=Refusing(lambda *_: "x"))["a"] == ["x", "x"]
+    states = few_shot.run_batch([{"question": "1"}, {"question": "2"}], backend=Refusing(lambda *_: "x"))
+    assert [s["a"] for s in states] == ["x", "x"]
 
 
 def test_trace_shows_the_nodes_without_a_model() -> None:
@@ -117,3 +161,31 @@ def test_trace_shows_the_nodes_without_a_model() -> None:
     assert kinds[-2:] == ["Gen", "RoleEnd"]
     assert "Gen('a')" in traced.print_graph()
     assert backend.calls == []
+
+
+def test_a_fork_is_traced_as_it_runs() -> None:
+    @rz.function
+    def program(s, count):
+        forks = s.fork(2)
+        forks += "xyz"
+        forks += rz.gen("a")
+        forks += lambda i: f"branch {i}"
+        forks += ["left", "right"]
+        forks[0] += "!"
+        forks.join()
+
+    traced = program.trace(backend=rz.FakeBackend([]))
+    assert len(traced.children) == 2
+    kinds = [[getattr(n, "value", None) or n.name for n in child.nodes] for child in traced.children]
+    assert kinds == [["xyz", "a", "branch 0", "left", "!"], ["xyz", "a", "branch 1", "right"]]
+
+
+def test_a_number_that_only_a_run_knows_ends_the_trace() -> None:
+    @rz.function
+    def program(s, count):
+        s += "abc"
+        for _ in range(count):
+            s += "d"
+
+    with pytest.raises(StopTracing):
+        program.trace(backend=rz.FakeBackend([]))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import rhizome as rz
 from rhizome.cli import main
+from rhizome.lang.source import here
 
 
 @rz.function
@@ -73,3 +77,38 @@ def test_a_default_recording_takes_every_run(tmp_path: Path) -> None:
             rz.set_default_record(None)
     lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert len({e["run"] for e in lines}) == 2
+
+
+def test_a_text_may_have_any_line_separator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "trace.jsonl"
+    record(path, answers=["a\u2028b\u0085c", "run"])
+    assert main(["trace", "show", str(path)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_runs_of_processes_with_one_id_stay_apart(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    record(path)
+    code = f"import rhizome.lang.recording as r; r.RunRecord(r.Recorder({str(path)!r})).event('program', name='p')"
+    for _ in range(2):  # in containers a process id comes again
+        subprocess.run([sys.executable, "-c", "import os; os.getpid = lambda: 1; " + code], check=True, timeout=60)
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    assert len({e["run"] for e in events}) == 3
+
+
+def test_a_closed_recorder_records_no_new_run(tmp_path: Path) -> None:
+    recorder = rz.Recorder(tmp_path / "trace.jsonl")
+    recorder.close()
+    recorder.write("text", text="late")  # of a run that is still going
+    with pytest.raises(rz.LanguageError, match="is closed"):
+        tips.run(backend=rz.FakeBackend(["eat", "run"]), record=recorder)
+
+
+def test_the_edge_of_a_turn_has_the_programs_line() -> None:
+    lines: list = []
+    language = {"__name__": "rhizome.lang.pretended", "here": here, "lines": lines, "contextmanager": contextmanager}
+    exec("@contextmanager\ndef block():\n    lines.append(here())\n    yield\n    lines.append(here())\n", language)
+    with language["block"]():
+        pass
+    assert [line.function for line in lines] == ["test_the_edge_of_a_turn_has_the_programs_line"] * 2
+    assert all(line.file == __file__ for line in lines)

@@ -27,6 +27,12 @@ class Counting(NativeBackend):
     def events(self, body: Body) -> AsyncIterator[Any]:
         raise NotImplementedError
 
+    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+        raise NotImplementedError
+
+    async def decode(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
     async def model_name(self) -> str:
         self.asked += 1
         await asyncio.sleep(0)
