@@ -1,7 +1,7 @@
 """What a model that knows nothing writes under a grammar fits the grammar, judged by jsonschema and `regex`.
 
-Scheduler, grammars and a real engine of random weights in one process, sampling at temperature 1. Jumps, depth of the
-pipeline, page size and white space take turns over the cases.
+Scheduler, grammars and a real engine of random weights in one process, sampling at temperature 1, with and without
+jumps and with one to three plans ahead. White space takes turns over the cases.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.unit.scheduler.grammar.schema_rows import ROWS
 from tests.unit.scheduler.grammar.tiny import STOP, of_regex, of_schema, vocabulary
 
 SCHEMAS: list[Any] = [row[1] for row in ROWS] + [random_schema(1000 + seed) for seed in range(300)]
-MOST = 400
+MOST, LOTS = 400, 6
 WAYS = [(True, 1, 1), (True, 2, 16), (True, 3, 1), (False, 1, 16), (False, 2, 1), (False, 3, 16)]
 """Jumps on, plans ahead, page size."""
 WAY_OUT = {'"': 4.0, "}": 4.0, "]": 4.0}
@@ -94,20 +94,21 @@ def texts(outputs: Sequence[Output]) -> list[str | None]:
     return [vocabulary().text_of(output.tokens).decode() if output.finish == STOPPED else None for output in outputs]
 
 
-@pytest.mark.parametrize("turn", range(len(WAYS)))
-def test_json_that_ends_satisfies_its_schema(folder: Path, turn: int) -> None:
-    mine = SCHEMAS[turn :: len(WAYS)]
-    cases = [Case(schema, of_schema(schema, max_whitespace=n % 3), "x@") for n, schema in enumerate(mine)]
-    for case, text in zip(cases, texts(generate(folder, cases, WAYS[turn])), strict=True):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("lot", range(LOTS))
+def test_json_that_ends_satisfies_its_schema(folder: Path, lot: int, way: tuple[bool, int, int]) -> None:
+    cases = [Case(schema, of_schema(schema, max_whitespace=n % 3), "x@") for n, schema in enumerate(SCHEMAS[lot::LOTS])]
+    for case, text in zip(cases, texts(generate(folder, cases, way)), strict=True):
         if text is not None:
             checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
             jsonschema.Draft202012Validator(case.source, format_checker=checker).validate(json.loads(text))
 
 
-@pytest.mark.parametrize("turn", range(len(WAYS)))
-def test_text_that_ends_matches_its_regex(folder: Path, turn: int) -> None:
-    cases = [Case(pattern, of_regex(pattern), pattern) for pattern in REGEXES[turn :: len(WAYS)]]
-    for case, text in zip(cases, texts(generate(folder, cases, WAYS[turn])), strict=True):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("lot", range(LOTS))
+def test_text_that_ends_matches_its_regex(folder: Path, lot: int, way: tuple[bool, int, int]) -> None:
+    cases = [Case(pattern, of_regex(pattern), pattern) for pattern in REGEXES[lot::LOTS]]
+    for case, text in zip(cases, texts(generate(folder, cases, way)), strict=True):
         assert text is None or fits(case.source, text), (case.source, text)
 
 
