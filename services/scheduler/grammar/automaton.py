@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import threading
 from dataclasses import dataclass
 
 from services.scheduler.grammar.json_grammar import checked_schema
@@ -74,7 +75,7 @@ class _Place:
 
 
 class Automaton:
-    """Used from one thread at a time."""
+    """Shared by the requests of a grammar, also where one of them is followed in another thread."""
 
     def __init__(self, tree: Tree) -> None:
         """
@@ -91,6 +92,8 @@ class Automaton:
         self._places: list[_Place] = []
         self._edges: list[dict[int, int]] = []
         self._branches: list[bool] = []
+        self._making = threading.Lock()
+        """Of new states and edges; those that are there are read without it."""
         self._state(_Place(frozenset(whole.first), whole.nullable))
 
     @property
@@ -104,7 +107,8 @@ class Automaton:
                 return UNKNOWN
             found = self._edges[state].get(byte)
             if found is None:
-                found = self._edges[state][byte] = self._step(state, byte)
+                with self._making:
+                    found = self._edges[state][byte] = self._step(state, byte)
             state = found
         return state
 

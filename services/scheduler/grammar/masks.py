@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
@@ -12,25 +13,30 @@ _BIT = (np.uint32(1) << np.arange(32, dtype=np.uint32)).view(np.int32)
 
 
 class MaskMemory:
-    """Masks that were worked out before, the least recently used ones dropped."""
+    """Masks that were worked out before, the least recently used ones dropped. For any thread."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit, self._held = limit_bytes, 0
         self._masks: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> bytes | None:
-        mask = self._masks.get(key)
-        if mask is not None:
-            self._masks.move_to_end(key)
-        return mask
+        with self._lock:
+            mask = self._masks.get(key)
+            if mask is not None:
+                self._masks.move_to_end(key)
+            return mask
 
     def put(self, key: Hashable, mask: bytes) -> bytes:
-        """Returns `mask`, or an equal one that is known already."""
-        self._masks[key] = mask
-        self._held += len(mask)
-        while self._held > self._limit:
-            self._held -= len(self._masks.popitem(last=False)[1])
-        return mask
+        """Returns `mask`, or the equal one that somebody else was first with."""
+        with self._lock:
+            if (known := self._masks.get(key)) is not None:
+                return known
+            self._masks[key] = mask
+            self._held += len(mask)
+            while self._held > self._limit:
+                self._held -= len(self._masks.popitem(last=False)[1])
+            return mask
 
 
 def set_bits(words: NDArray[np.int32], token_ids: Iterable[int]) -> None:

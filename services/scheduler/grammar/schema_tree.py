@@ -22,7 +22,7 @@ from services.scheduler.grammar.regex_tree import (
     Tree,
     bits,
 )
-from services.scheduler.grammar.schema_check import Schema
+from services.scheduler.grammar.schema_check import Schema, ref_target
 
 MOST_NODES = 2_000
 MOST_INTEGERS = 200
@@ -78,8 +78,7 @@ class _Trees:
         if self._nodes > MOST_NODES or not isinstance(schema, dict):
             raise NotPlain("a large schema, or one that takes anything")
         given = schema.keys() - {"$defs", "definitions"}
-        if "$ref" in given:
-            reference = schema["$ref"]
+        if (reference := ref_target(schema)) is not None:
             if given != {"$ref"} or reference in within:
                 raise NotPlain("a recursive reference")
             return self.node(self._target(reference), (*within, reference))
@@ -145,7 +144,7 @@ class _Trees:
 
     def _target(self, reference: str) -> Any:
         node: Any = self._root
-        for part in reference.removeprefix("#").split("/")[1:]:
+        for part in reference.split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(node, dict) or name not in node:
                 raise NotPlain("a reference of another spelling")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -196,3 +198,23 @@ def test_memory_for_masks_is_bounded() -> None:
         memory.put(i, bytes(10))
         memory.get(0)
     assert [i for i in range(30) if memory.get(i) is not None] == [0, *range(21, 30)]
+
+
+def test_places_are_made_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, inside, most = Automaton._step, 0, 0
+
+    def watched(self: Automaton, state: int, byte: int) -> int:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.001)
+        inside -= 1
+        return step(self, state, byte)
+
+    monkeypatch.setattr(Automaton, "_step", watched)
+    places = sure_states(r"(a|b)*a(a|b){7}")
+    texts = [bytes(random.Random(seed).choice(b"ab") for _ in range(60)) for seed in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda text: places.walk(START, text), texts))
+    assert most == 1
+    assert found == [places.walk(START, text) for text in texts]
