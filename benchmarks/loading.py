@@ -22,12 +22,12 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.report import Report
-from services.worker.loader import load_checkpoint, weight_files
 from services.worker.models.ops import layer_ops
 from services.worker.models.registry import build_model
 from services.worker.tensor_parallel import Alone, shard_model
-from services.worker.weight_copies import CPU_THREADS, GPU_THREADS
 from shared import log
+from shared.checkpoint.loader import load_checkpoint, weight_files
+from shared.checkpoint.weight_copies import CPU_THREADS, GPU_THREADS
 from shared.model_config import load_model_config
 
 HIDDEN, MLP, HEADS, KV_HEADS, VOCAB = 4096, 14336, 32, 8, 32000

@@ -19,13 +19,13 @@ from services.worker.config import START_TIMEOUT_S, WorkerConfig
 from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
 from services.worker.kv_pool import KvPool
-from services.worker.loader import load_checkpoint, load_dummy
 from services.worker.models.linear import can_pack, min_rows
 from services.worker.models.ops import LayerOps, layer_ops
 from services.worker.models.registry import Model, attention_windows, build_model
 from services.worker.rows import Rows
 from services.worker.sampling.sampler import make_sampler
 from services.worker.tensor_parallel import Alone, Communicator, Shard, shard_model
+from shared.checkpoint.loader import load_checkpoint, load_dummy
 from shared.errors import ConfigError
 from shared.log import Log
 from shared.model_config import ModelConfig, load_model_config

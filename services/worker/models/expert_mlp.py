@@ -12,7 +12,7 @@ from torch import Tensor
 from services.worker.models.experts import Experts, RunExperts
 from services.worker.models.mlp import GatedMlp, Mlp
 from services.worker.models.place import Place
-from services.worker.models.weights import ALL, Target, under, whole
+from shared.checkpoint.target import ALL, Target, under, whole
 from shared.model_config import ModelConfig
 from shared.moe_config import MoeConfig
 

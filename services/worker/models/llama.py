@@ -19,7 +19,8 @@ from services.worker.models.linear import Linear
 from services.worker.models.mlp import Mlp
 from services.worker.models.place import Place
 from services.worker.models.rope import QkNorm, Rotary, Rotation
-from services.worker.models.weights import ALL, Target, column_targets, row_targets, under, whole
+from services.worker.models.weights import column_targets, row_targets
+from shared.checkpoint.target import ALL, Target, under, whole
 from shared.errors import ConfigError
 from shared.model_config import ModelConfig
 

@@ -10,7 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from services.worker.models.place import Place
-from services.worker.models.weights import Target, column_targets, row_targets
+from services.worker.models.weights import column_targets, row_targets
+from shared.checkpoint.target import Target
 
 
 class Mlp(Protocol):

@@ -12,8 +12,8 @@ from torch import Tensor
 from services.worker.models.llama import Attend, LlamaModel
 from services.worker.models.ops import LayerOps
 from services.worker.models.place import Place
-from services.worker.models.weights import Target
 from services.worker.tensor_parallel import Communicator, Shard
+from shared.checkpoint.target import Target
 from shared.errors import ConfigError
 from shared.model_config import ModelConfig
 

@@ -73,7 +73,7 @@ def test_the_import_system_hides_what_the_extra_does_not_bring() -> None:
         ("tokenizer", ("services/tokenizer", "shared")),
         ("scheduler", ("services/scheduler",)),
         ("xgrammar", ("services/scheduler",)),
-        ("worker", ("services/worker",)),
+        ("worker", ("services/worker", "shared/checkpoint")),
         ("models", ("rhizome/models",)),
         ("lang", ("rhizome/lang",)),
         ("bench", ("benchmarks",)),

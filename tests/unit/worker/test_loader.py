@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.worker.checkpoint_names import canonical
 from services.worker.models.registry import attention_windows
+from shared.checkpoint.checkpoint_names import canonical
 from shared.errors import ConfigError
 from shared.messages.step import RowInit
 from shared.model_config import load_model_config

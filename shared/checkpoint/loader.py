@@ -16,9 +16,9 @@ import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 
-from services.worker.checkpoint_names import pieces
-from services.worker.models.weights import Target
-from services.worker.weight_copies import WeightCopies
+from shared.checkpoint.checkpoint_names import pieces
+from shared.checkpoint.target import Target
+from shared.checkpoint.weight_copies import WeightCopies
 from shared.errors import ConfigError
 from shared.log import Log
 

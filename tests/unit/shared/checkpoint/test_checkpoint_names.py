@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.worker.checkpoint_names import canonical, pieces
+from shared.checkpoint.checkpoint_names import canonical, pieces
 
 ALL = slice(None)
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from services.worker.checkpoint_names import Index
+from shared.checkpoint.checkpoint_names import Index
 from shared.log import Log
 
 CHUNK_BYTES = 16 << 20

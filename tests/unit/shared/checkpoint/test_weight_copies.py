@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from services.worker.checkpoint_names import Index
-from services.worker.weight_copies import LoadProgress, WeightCopies, chunks
+from shared.checkpoint.checkpoint_names import Index
+from shared.checkpoint.weight_copies import LoadProgress, WeightCopies, chunks
 from shared.log import Log
 
 CPU = torch.device("cpu")
