@@ -62,6 +62,12 @@ class Unavailable(RhizomeError):
     code = "unavailable"
 
 
+class MediaLost(Unavailable):
+    """The embeddings of an image are nowhere any more; encoding it again helps."""
+
+    code = "media_lost"
+
+
 class DeadlineExceeded(RhizomeError):
     """The request outlived its queue timeout or its deadline."""
 
@@ -90,7 +96,7 @@ _BY_CODE: dict[str, type[RhizomeError]] = {
     cls.code: cls
     for cls in (
         RhizomeError, InvalidRequest, ContextLengthExceeded, Unauthorized, NotFound, TooLarge,
-        Overloaded, Unavailable, DeadlineExceeded, Aborted, ConfigError, WireError,
+        Overloaded, Unavailable, MediaLost, DeadlineExceeded, Aborted, ConfigError, WireError,
     )
 }  # fmt: skip
 

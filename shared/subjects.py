@@ -66,6 +66,26 @@ class Subjects:
     def scheduler_fault(self, session: str) -> str:
         return f"{self.root}.scheduler.{session}.fault"
 
+    # images and videos
+    @property
+    def encode_media(self) -> str:
+        return f"{self.root}.vision.encode"
+
+    def vision_cancel(self, vision_id: str) -> str:
+        return f"{self.root}.vision.{vision_id}.cancel"
+
+    def vision_share(self, vision_id: str) -> str:
+        return f"{self.root}.vision.{vision_id}.share"
+
+    def tokenizer_media(self, tokenizer_id: str) -> str:
+        return f"{self.root}.tokenizer.{tokenizer_id}.media"
+
+    def engine_media(self, engine_id: str) -> str:
+        return f"{self.root}.engine.{engine_id}.media"
+
+    def scheduler_media(self, session: str) -> str:
+        return f"{self.root}.scheduler.{session}.media"
+
     # control
     def scheduler_engines(self, scheduler_name: str) -> str:
         return f"{self.root}.scheduler.{scheduler_name}.engines"
@@ -149,6 +169,18 @@ CATALOG: tuple[Entry, ...] = (
           "engine's requests"),
     Entry("scheduler.<session>.fault", "any worker rank", "scheduler", "", m.EngineFault, None, False,
           "rank 0's `EngineInfo` tells that the step is done and was not answered; of another rank: the step timeout"),
+    Entry("vision.encode", "tokenizer", "vision", "vision", m.EncodeMedia, m.EncodeAccepted, False,
+          "the tokenizer's request times out and it asks again"),
+    Entry("vision.<id>.cancel", "tokenizer", "vision", "", m.CancelEncode, None, False,
+          "the work is done for nobody"),
+    Entry("tokenizer.<id>.media", "vision", "tokenizer", "", m.MediaEncoded, None, False,
+          "the tokenizer asks again after a while, or when the vision instance is lost"),
+    Entry("vision.<id>.share", "worker rank on another host", "vision", "", m.ShareEmbedding, m.EmbeddingShared, False,
+          "the rank's request times out and it reports the embeddings missing"),
+    Entry("engine.<id>.media", "scheduler", "every rank of the engine", "", m.StageMedia, None, False,
+          "repeated until every rank has answered"),
+    Entry("scheduler.<session>.media", "every worker rank", "scheduler", "", m.MediaStaged, None, False,
+          "the scheduler asks again"),
     Entry("scheduler.<name>.engines", "worker rank 0", "scheduler", "", m.EngineInfo, None, False,
           "repeated every second"),
     Entry("scheduler.<id>.info", "gateway, any client", "scheduler", "", m.Empty, m.SchedulerInfo, True,

@@ -1,6 +1,7 @@
 """Every message that crosses the bus, by plane.
 
-`generation`: requests and token streams (public). `step`: scheduler <-> worker. `control`: life of services.
+`generation`: requests and token streams (public). `step`: scheduler <-> worker. `media`: images and videos.
+`control`: life of services.
 `docs/subjects.md` is generated from these classes and `shared.subjects`.
 """
 
@@ -17,6 +18,7 @@ from shared.messages.control import (
     SchedulerInfo,
     ServiceFacts,
 )
+from shared.messages.embedding import EmbeddingRef, MediaSpan
 from shared.messages.generation import (
     Abort,
     AbortHandles,
@@ -41,16 +43,34 @@ from shared.messages.generation import (
     ToolCallDelta,
     TopLogprob,
 )
+from shared.messages.media import (
+    CancelEncode,
+    EmbeddingShared,
+    EncodeAccepted,
+    EncodedMedia,
+    EncodeMedia,
+    MediaEncoded,
+    MediaSource,
+    MediaStaged,
+    ShareEmbedding,
+    StageMedia,
+)
 from shared.messages.step import EngineFault, RowInit, StepMasks, StepPlan, StepResult, StepTiming
 
 __all__ = [
     "Abort",
     "AbortHandles",
     "Accepted",
+    "CancelEncode",
     "ChatInput",
     "DeltaLedger",
     "Detokenize",
+    "EmbeddingRef",
+    "EmbeddingShared",
     "Empty",
+    "EncodeAccepted",
+    "EncodeMedia",
+    "EncodedMedia",
     "EngineFault",
     "EngineInfo",
     "EngineStats",
@@ -62,12 +82,18 @@ __all__ = [
     "Heartbeat",
     "KvBlock",
     "KvEvents",
+    "MediaEncoded",
+    "MediaSource",
+    "MediaSpan",
+    "MediaStaged",
     "MetricsText",
     "PromptInfo",
     "Queued",
     "RowInit",
     "SchedulerInfo",
     "ServiceFacts",
+    "ShareEmbedding",
+    "StageMedia",
     "StepMasks",
     "StepPlan",
     "StepResult",
@@ -83,4 +109,4 @@ __all__ = [
     "Tokens",
     "ToolCallDelta",
     "TopLogprob",
-]  # fmt: skip
+]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.grammar import GrammarSpec
+from shared.messages.embedding import MediaSpan
 from shared.sampling import SamplingParams
 from shared.wire import message
 
@@ -258,6 +259,12 @@ class TokenizedRequest:
     priority: int = 0
     cache_salt: str = ""
     timeout_s: float | None = None
+    media: list[MediaSpan] = field(default_factory=list)
+    """Images and videos in the prompt, in order; `input_ids` has the model's placeholder there."""
+    positions: I32 | None = None
+    """[3, prompt tokens] of time, height and width, for models whose positions have three dimensions, in prompts with
+    media; a token behind the prompt has its index plus `position_delta` in all three."""
+    position_delta: int = 0
     grammar: GrammarSpec | None = None
 
 

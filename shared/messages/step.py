@@ -2,7 +2,7 @@
 
 Plans of a session are numbered without gaps. All ranks of an engine receive the same plan; rank 0 answers. Where rows
 are constrained by grammars, a plan's `StepMasks` follow it.
-Dimension letters: E extend rows, D decode rows, K page runs, X = ext_lens.sum() tokens, S sampled rows
+Dimension letters: E extend rows, D decode rows, K page runs, X = ext_lens.sum() tokens, N runs of media, S sampled rows
 (extend rows with ext_sample first, in order, then decode rows), B top logprobs.
 """
 
@@ -44,6 +44,8 @@ class RowInit:
     top_logprobs_num: int = 0
     history_ids: list[int] = field(default_factory=list)
     """Prompt ids, only for rows with a repetition penalty."""
+    position_delta: int = 0
+    """Added to an index to give the rotary position of a token without `ext_positions`."""
     output_ids: list[int] = field(default_factory=list)
     """Ids generated before a retraction, only for rows with any penalty."""
 
@@ -85,6 +87,13 @@ class StepPlan:
     """[E] the prompt token after the chunk, -1 when the chunk ends the prompt; present with ext_lp_starts"""
     ext_forced: I32 | None = None
     """[E] last tokens of the chunk that count as generated: a grammar forced them. None = none anywhere"""
+    ext_positions: I32 | None = None
+    """[3, X] rotary positions of time, height and width; None = all three are index + the row's `position_delta`"""
+    ext_media: I32 | None = None
+    """[N, 4] tokens whose input is an embedding of an image or video, not that of their id: first of them in
+    `ext_tokens`, how many, slot (`StageMedia`), first row of its embeddings"""
+    drop_media: I32 | None = None
+    """Slots that no later plan names"""
     decode_rows: I32 | None = None
     """[D]; None = the same decode rows as in the plan before; an empty array = none"""
     masked_rows: I32 | None = None

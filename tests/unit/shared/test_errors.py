@@ -26,7 +26,7 @@ def test_codes_are_unique_and_published() -> None:
     assert len(set(codes)) == len(codes)
     assert set(codes) == {
         "internal_error", "invalid_request", "context_length_exceeded", "invalid_api_key", "not_found", "too_large",
-        "overloaded", "unavailable", "deadline_exceeded", "aborted", "config_error", "bad_message",
+        "overloaded", "unavailable", "media_lost", "deadline_exceeded", "aborted", "config_error", "bad_message",
     }  # fmt: skip
 
 
