@@ -8,7 +8,7 @@ from types import ModuleType
 from docs.generate.markdown import NOTICE, code, size, table
 from docs.generate.source import FieldDoc, field_docs, one_line, summary
 from shared import sampling, wire
-from shared.messages import control, generation, step
+from shared.messages import control, embedding, generation, media, step
 
 _INTRO = """\
 # Messages
@@ -20,6 +20,7 @@ is used. Unknown fields and wrong types are errors that name the field.
 """
 _PLANES: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Generation", (generation, sampling)),
+    ("Images and videos", (media, embedding)),
     ("Steps", (step,)),
     ("Control", (control,)),
 )

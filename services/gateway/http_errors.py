@@ -58,6 +58,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "bad_message": (500, "server_error"),
     "config_error": (500, "server_error"),
     "unavailable": (503, "unavailable_error"),
+    "media_lost": (503, "unavailable_error"),
     "deadline_exceeded": (504, "timeout_error"),
 }
 """Stable code -> (HTTP status, OpenAI error type)."""
