@@ -1,8 +1,7 @@
 """Products with weights of 4 and 8 bits, which are expanded in registers: few tokens cost what reading the codes costs.
 
-A weight is `code * scale + offset` of its group along the inputs. Inputs are multiplied by codes; a group's scale
-multiplies the sum, and its offset the sum of the group's inputs. Tokens go four at a time, so that a code is converted
-once for all of them; many tokens are cheaper with `expand` and a dense product.
+A weight is `code * scale + offset` of its group along the inputs. Tokens go four at a time, so that a code is converted
+once for all of them; many tokens are cheaper with an expanded weight and a dense product.
 """
 
 from __future__ import annotations
@@ -11,6 +10,18 @@ import numpy as np
 from numba import prange
 
 from services.worker.cpu_kernels.jit import inner, kernel
+from services.worker.cpu_kernels.vectors import (
+    LANES,
+    add_product,
+    high_halves,
+    load_codes,
+    load_floats,
+    load_signed,
+    low_halves,
+    spread,
+    sum_of,
+    zeros,
+)
 
 PAIRS_PER_TASK = 16
 """Pairs of features that a thread takes at a time."""
@@ -20,37 +31,34 @@ _LOW, _FOUR = np.int32(15), np.int32(4)
 
 @kernel
 def int4_product(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
-    """The inputs times the transpose of a weight [N, K], to out [T, N] fp32. K = G * group.
+    """x [T, K] times the transpose of a weight [N, K] to out [T, N]; all contiguous, x and out fp32.
+
+    Inputs of a group are a multiple of LANES.
 
     Args:
-        x: [T, G, group] fp32.
-        codes: [N / 2, G, group] uint8, the even feature in the low half of a byte, the odd one after it in the high.
-        scales, offsets: [N / 2, 2, G] fp32.
+        codes: [N / 2, K] uint8, the even feature in the low half of a byte, the odd one after it in the high half.
+        scales, offsets: [N, G] fp32 of G groups of inputs.
     """
-    tokens, pairs, groups = x.shape[0], codes.shape[0], x.shape[1]
-    sums = np.empty((tokens, groups), np.float32)
-    for t in range(tokens):
-        for g in range(groups):
-            sums[t, g] = _sum(x[t, g])
+    tokens, pairs = x.shape[0], codes.shape[0]
     for task in prange((pairs + PAIRS_PER_TASK - 1) // PAIRS_PER_TASK):
         for p in range(task * PAIRS_PER_TASK, min(pairs, (task + 1) * PAIRS_PER_TASK)):
             for four in range(tokens // 4):
-                _int4_four(x, 4 * four, codes[p], scales[p], offsets[p], sums, out, 2 * p)
+                _int4_four(x, 4 * four, codes, p, scales, offsets, out)
             for t in range(tokens // 4 * 4, tokens):
-                _int4_one(x[t], codes[p], scales[p], offsets[p], sums[t], out[t], 2 * p)
+                _int4_one(x, t, codes, p, scales, offsets, out)
 
 
 @kernel
 def int8_product(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
-    """As `int4_product`, of codes [N, G, group] int8 and scales [N, G], without offsets."""
+    """As `int4_product`, of codes [N, K] int8 without offsets."""
     tokens, width = x.shape[0], codes.shape[0]
     per_task = 2 * PAIRS_PER_TASK
     for task in prange((width + per_task - 1) // per_task):
         for n in range(task * per_task, min(width, (task + 1) * per_task)):
             for four in range(tokens // 4):
-                _int8_four(x, 4 * four, codes[n], scales[n], out, n)
+                _int8_four(x, 4 * four, codes, n, scales, out)
             for t in range(tokens // 4 * 4, tokens):
-                out[t, n] = _int8_one(x[t], codes[n], scales[n])
+                _int8_one(x, t, codes, n, scales, out)
 
 
 @kernel
@@ -76,82 +84,70 @@ def expand8(codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
 
 
 @inner
-def _sum(x):  # type: ignore[no-untyped-def]
-    total = _ZERO
-    for k in range(x.shape[0]):
-        total += x[k]
-    return total
+def _int4_one(x, t, codes, p, scales, offsets, out):  # type: ignore[no-untyped-def]
+    depth, groups = codes.shape[1], scales.shape[1]
+    group, n = depth // groups, 2 * p
+    even, odd = zeros(), zeros()
+    for g in range(groups):
+        scale, offset = spread(scales[n, g]), spread(offsets[n, g])
+        scale_odd, offset_odd = spread(scales[n + 1, g]), spread(offsets[n + 1, g])
+        for k in range(g * group, (g + 1) * group, LANES):
+            code = load_codes(codes, p * depth + k)
+            inputs = load_floats(x, t * depth + k)
+            even = add_product(even, add_product(offset, low_halves(code), scale), inputs)
+            odd = add_product(odd, add_product(offset_odd, high_halves(code), scale_odd), inputs)
+    out[t, n], out[t, n + 1] = sum_of(even), sum_of(odd)
 
 
 @inner
-def _int4_one(x, codes, scales, offsets, sums, out, at):  # type: ignore[no-untyped-def]
-    even, odd = _ZERO, _ZERO
-    for g in range(codes.shape[0]):
-        low, high = _ZERO, _ZERO
-        for k in range(codes.shape[1]):
-            code = np.int32(codes[g, k])
-            low += np.float32(code & _LOW) * x[g, k]
-            high += np.float32(code >> _FOUR) * x[g, k]
-        even += low * scales[0, g] + sums[g] * offsets[0, g]
-        odd += high * scales[1, g] + sums[g] * offsets[1, g]
-    out[at], out[at + 1] = even, odd
+def _int4_four(x, t, codes, p, scales, offsets, out):  # type: ignore[no-untyped-def]
+    depth, groups = codes.shape[1], scales.shape[1]
+    group, n = depth // groups, 2 * p
+    e0, e1, e2, e3, o0, o1, o2, o3 = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
+    for g in range(groups):
+        scale, offset = spread(scales[n, g]), spread(offsets[n, g])
+        scale_odd, offset_odd = spread(scales[n + 1, g]), spread(offsets[n + 1, g])
+        for k in range(g * group, (g + 1) * group, LANES):
+            code = load_codes(codes, p * depth + k)
+            even = add_product(offset, low_halves(code), scale)
+            odd = add_product(offset_odd, high_halves(code), scale_odd)
+            inputs = load_floats(x, t * depth + k)
+            e0, o0 = add_product(e0, even, inputs), add_product(o0, odd, inputs)
+            inputs = load_floats(x, (t + 1) * depth + k)
+            e1, o1 = add_product(e1, even, inputs), add_product(o1, odd, inputs)
+            inputs = load_floats(x, (t + 2) * depth + k)
+            e2, o2 = add_product(e2, even, inputs), add_product(o2, odd, inputs)
+            inputs = load_floats(x, (t + 3) * depth + k)
+            e3, o3 = add_product(e3, even, inputs), add_product(o3, odd, inputs)
+    out[t, n], out[t + 1, n], out[t + 2, n], out[t + 3, n] = sum_of(e0), sum_of(e1), sum_of(e2), sum_of(e3)
+    n += 1
+    out[t, n], out[t + 1, n], out[t + 2, n], out[t + 3, n] = sum_of(o0), sum_of(o1), sum_of(o2), sum_of(o3)
 
 
 @inner
-def _int4_four(x, t, codes, scales, offsets, sums, out, at):  # type: ignore[no-untyped-def]
-    e0, e1, e2, e3, o0, o1, o2, o3 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
-    for g in range(codes.shape[0]):
-        l0, l1, l2, l3, h0, h1, h2, h3 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
-        for k in range(codes.shape[1]):
-            code = np.int32(codes[g, k])
-            low, high = np.float32(code & _LOW), np.float32(code >> _FOUR)
-            l0 += low * x[t, g, k]
-            h0 += high * x[t, g, k]
-            l1 += low * x[t + 1, g, k]
-            h1 += high * x[t + 1, g, k]
-            l2 += low * x[t + 2, g, k]
-            h2 += high * x[t + 2, g, k]
-            l3 += low * x[t + 3, g, k]
-            h3 += high * x[t + 3, g, k]
-        scale, offset = scales[0, g], offsets[0, g]
-        e0 += l0 * scale + sums[t, g] * offset
-        e1 += l1 * scale + sums[t + 1, g] * offset
-        e2 += l2 * scale + sums[t + 2, g] * offset
-        e3 += l3 * scale + sums[t + 3, g] * offset
-        scale, offset = scales[1, g], offsets[1, g]
-        o0 += h0 * scale + sums[t, g] * offset
-        o1 += h1 * scale + sums[t + 1, g] * offset
-        o2 += h2 * scale + sums[t + 2, g] * offset
-        o3 += h3 * scale + sums[t + 3, g] * offset
-    out[t, at], out[t + 1, at], out[t + 2, at], out[t + 3, at] = e0, e1, e2, e3
-    out[t, at + 1], out[t + 1, at + 1], out[t + 2, at + 1], out[t + 3, at + 1] = o0, o1, o2, o3
+def _int8_one(x, t, codes, n, scales, out):  # type: ignore[no-untyped-def]
+    depth, groups = codes.shape[1], scales.shape[1]
+    group = depth // groups
+    total = zeros()
+    for g in range(groups):
+        part, scale = zeros(), spread(scales[n, g])
+        for k in range(g * group, (g + 1) * group, LANES):
+            part = add_product(part, load_signed(codes, n * depth + k), load_floats(x, t * depth + k))
+        total = add_product(total, part, scale)
+    out[t, n] = sum_of(total)
 
 
 @inner
-def _int8_one(x, codes, scales):  # type: ignore[no-untyped-def]
-    total = _ZERO
-    for g in range(codes.shape[0]):
-        part = _ZERO
-        for k in range(codes.shape[1]):
-            part += np.float32(codes[g, k]) * x[g, k]
-        total += part * scales[g]
-    return total
-
-
-@inner
-def _int8_four(x, t, codes, scales, out, n):  # type: ignore[no-untyped-def]
-    s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
-    for g in range(codes.shape[0]):
-        p0, p1, p2, p3 = _ZERO, _ZERO, _ZERO, _ZERO
-        for k in range(codes.shape[1]):
-            code = np.float32(codes[g, k])
-            p0 += code * x[t, g, k]
-            p1 += code * x[t + 1, g, k]
-            p2 += code * x[t + 2, g, k]
-            p3 += code * x[t + 3, g, k]
-        scale = scales[g]
-        s0 += p0 * scale
-        s1 += p1 * scale
-        s2 += p2 * scale
-        s3 += p3 * scale
-    out[t, n], out[t + 1, n], out[t + 2, n], out[t + 3, n] = s0, s1, s2, s3
+def _int8_four(x, t, codes, n, scales, out):  # type: ignore[no-untyped-def]
+    depth, groups = codes.shape[1], scales.shape[1]
+    group = depth // groups
+    s0, s1, s2, s3 = zeros(), zeros(), zeros(), zeros()
+    for g in range(groups):
+        scale = spread(scales[n, g])
+        for k in range(g * group, (g + 1) * group, LANES):
+            weight = add_product(zeros(), load_signed(codes, n * depth + k), scale)
+            s0 = add_product(s0, weight, load_floats(x, t * depth + k))
+            s1 = add_product(s1, weight, load_floats(x, (t + 1) * depth + k))
+            s2 = add_product(s2, weight, load_floats(x, (t + 2) * depth + k))
+            s3 = add_product(s3, weight, load_floats(x, (t + 3) * depth + k))
+    out[t, n], out[t + 1, n], out[t + 2, n], out[t + 3, n] = sum_of(s0), sum_of(s1), sum_of(s2), sum_of(s3)
