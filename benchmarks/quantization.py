@@ -1,6 +1,6 @@
-"""Quantized weights on one GPU against bf16: the products of a Llama-3.1-8B layer, beside what its memory allows.
+"""Quantized weights on one GPU against bf16: the products of a Llama-3.1-8B layer, and whole engines of that shape.
 
-    python -m benchmarks.quantization [--sections products] [--search]
+    python -m benchmarks.quantization [--sections products engines] [--search]
 
 Partial results are printed as they come; one JSON document is last. The whole run stays under four minutes.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Report
 
-SECTIONS = ("products",)
+SECTIONS = ("products", "engines")
 COMPILE = [sys.executable, "-m", "benchmarks.kernel_sections.compile_sm90"]
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantization", description=__doc__)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--search", action="store_true", help="also time the tiles that the table was chosen from")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="rows of a decode step, for engines")
     parser.add_argument("--no-precompile", action="store_true", help="do not fill Triton's cache in parallel first")
     args = parser.parse_args()
     report = Report("quantization", args)
@@ -52,6 +54,11 @@ def main() -> None:
         from benchmarks.quantization_sections import products
 
         figures["products"] = products.measure(report, ceilings, search=args.search)
+    if "engines" in args.sections:
+        from benchmarks.quantization_sections import engines
+
+        with tempfile.TemporaryDirectory(prefix="rhizome-quantization-") as folder:
+            figures["engines"] = engines.measure(report, ceilings, Path(folder), args.batches)
     figures["wall_s"] = round(time.monotonic() - started_s, 1)
     report.finish(figures)
 

@@ -1,11 +1,17 @@
-"""Products with quantized weights on a CUDA device: against fp64, inside CUDA graphs, and many times over."""
+"""Quantized weights on a CUDA device: products against fp64, inside CUDA graphs and many times over; whole engines."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from tests.unit.worker.driver import Driver, make_engine
 from tests.unit.worker.kernels.closeness import assert_close
+from tests.unit.worker.quantization.checkpoints import plain_checkpoint, quantized_checkpoint
+from tests.unit.worker.test_models import every_logprob, prompt
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -78,3 +84,40 @@ def test_a_product_of_8_bit_floats_is_within_their_precision(tokens: int) -> Non
     weight = torch.randn(1536, 512, device="cuda", dtype=torch.bfloat16) * 512**-0.5
     x = torch.randn(tokens, 512, device="cuda", dtype=torch.bfloat16)
     assert_close(fp8_product(x, fp8_weight(weight)), x.double() @ weight.double().T, 6e-2)
+
+
+@pytest.mark.parametrize("case", ["awq 32", "gptq act-order 32", "gguf Q4_1", "gptq int8", "fp8 block",
+                                  "compressed-tensors fp8 channel"])  # fmt: skip
+@pytest.mark.parametrize("model", ["llama", "mixtral"])
+def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, case: str) -> None:
+    """In fp16, which rounds weights finely enough to see a wrong one; with 8-bit activations in bf16 more coarsely."""
+    plain = plain_checkpoint(model, tmp_path / "plain")
+    quantized_checkpoint(plain, case, tmp_path / "quantized", tmp_path / "meant")
+    ids = prompt(60)
+    flags = {"device": "cuda", "dtype": "float16", "attention_backend": "triton"}
+    ours = every_logprob(Driver(make_engine(tmp_path / "quantized", **flags)), ids, chunk=23)
+    wanted = every_logprob(Driver(make_engine(tmp_path / "meant", **flags)), ids, chunk=23)
+    assert np.abs(ours - wanted).max() < 0.05
+
+
+def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Path) -> None:
+    plain = plain_checkpoint("llama", tmp_path / "plain")
+    ids = prompt(60)
+    flags = {"device": "cuda", "dtype": "bfloat16", "attention_backend": "triton"}
+    rounded = every_logprob(Driver(make_engine(plain, quantization="fp8", **flags)), ids, chunk=23)
+    exact = every_logprob(Driver(make_engine(plain, **flags)), ids, chunk=23)
+    assert 1e-4 < np.abs(rounded - exact).mean() < 0.1
+
+
+@pytest.mark.parametrize("case", ["awq 32", "gptq act-order 32", "compressed-tensors fp8 channel"])
+def test_captured_decode_steps_repeat_what_the_prompt_gave(tmp_path: Path, case: str) -> None:
+    """Greedy tokens by decode steps, from CUDA graphs, are those without graphs."""
+    plain = plain_checkpoint("llama", tmp_path / "plain")
+    quantized_checkpoint(plain, case, tmp_path / "quantized", tmp_path / "meant")
+    prompts = [prompt(n, seed=n) for n in (5, 61, 17)]
+    flags = {"device": "cuda", "dtype": "float16", "attention_backend": "triton"}
+    graphs, launches = (
+        Driver(make_engine(tmp_path / "quantized", disable_cuda_graph=off, **flags)).generate(prompts, 8)
+        for off in (False, True)
+    )
+    assert graphs == launches

@@ -212,7 +212,7 @@ def _int_product_kernel(
         else:
             left = depth < DEPTH - start
             inputs = tl.load(x_at + start, mask=real[None, :] & left[:, None], other=0.0)
-            tile = tl.load(codes_at + start, mask=left[None, :], other=0)
+            tile = tl.load(codes_at + start, mask=left[None, :], other=0.0)
         if BITS == 8:
             scale = tl.load(table + (start // GROUP) * ROWS + read_row).to(tl.float32)
             acc += scale[:, None] * tl.dot(tile.to(inputs.dtype), inputs, zero, input_precision=PRECISION)
@@ -325,7 +325,7 @@ def _expand_kernel(
     row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     depth = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = (row < ROWS)[:, None] & (depth < DEPTH)[None, :]
-    tile = tl.load(codes + row.to(tl.int64)[:, None] * DEPTH + depth[None, :], mask=inside, other=0)
+    tile = tl.load(codes + row.to(tl.int64)[:, None] * DEPTH + depth[None, :], mask=inside)
     group = (depth // GROUP)[None, :]
     dtype = out.dtype.element_ty
     if BITS == 8:

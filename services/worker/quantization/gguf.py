@@ -46,7 +46,7 @@ class Gguf:
             ConfigError: a type of blocks that is not known.
         """
         types: dict[str, str] = config.get("types") or {}
-        self._types = {canonical(name): kind for name, kind in types.items()}
+        self._types = {canonical(f"{name}.weight").removesuffix(".weight"): kind for name, kind in types.items()}
         unknown = [(name, kind) for name, kind in types.items() if kind not in BLOCK_TYPES]
         if unknown:
             name, kind = unknown[0]

@@ -197,9 +197,7 @@ def cases() -> dict[str, Case]:
     )
     out["compressed-tensors int8"] = Case(_ct("int", 8, "channel", "int-quantized"), int8)
     for by in ("tensor", "channel"):
-        out[f"compressed-tensors fp8 {by}"] = Case(
-            _ct("float", 8, by, "float-quantized"), lambda w, b=by: fp8(w, b)
-        )
+        out[f"compressed-tensors fp8 {by}"] = Case(_ct("float", 8, by, "float-quantized"), lambda w, b=by: fp8(w, b))
     out["fp8 tensor"] = Case({"quant_method": "fp8", "activation_scheme": "dynamic"}, lambda w: fp8(w, "tensor"))
     out["fp8 block"] = Case(
         {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
