@@ -268,12 +268,13 @@ def int_case(
     bits: int = 4,
     group: int = 128,
     dtype: torch.dtype = torch.bfloat16,
+    kind: torch.dtype = torch.int8,
 ) -> Callable[[], None]:
     """One product."""
 
     def launch() -> None:
         rows, depth = 14336, 4096
-        codes = torch.empty(rows, depth, dtype=torch.uint8 if bits == 4 else torch.int8)
+        codes = torch.empty(rows, depth, dtype=kind if bits == 8 else torch.uint8)
         table = ints(depth // group, 2, rows) if bits == 4 else empty(depth // group, rows, dtype=torch.float32)
         tiles = IntTiles(bits, codes, table, 1.0, rows * (2 if bits == 4 else 1), group)
         int_product(empty(tokens, depth, dtype=dtype), tiles, None, arrival_counters(CPU), config)
@@ -297,6 +298,8 @@ for _tokens in (1, 16, 32, 64, 256):
 CASES["int4 g32 T1"] = int_case(None, 1, group=32)
 CASES["int4 g128 T1 fp16"] = int_case(None, 1, dtype=torch.float16)
 CASES["int4 g128 T1 fp32"] = int_case(None, 1, dtype=torch.float32)
+for _tokens in (1, 64):
+    CASES[f"fp8 g128 T{_tokens} int product"] = int_case(None, _tokens, bits=8, kind=torch.float8_e4m3fn)
 CASES["int8 g4096 T1"] = int_case(None, 1, bits=8, group=4096)
 CASES["int8 g4096 T64"] = int_case(None, 64, bits=8, group=4096)
 

@@ -27,6 +27,7 @@ WEIGHTS: dict[str, Any] = {
     "int8": lambda: int_weight(8, 17, 96, 32),
     "fp8 by output": lambda: fp8_of(torch.randn(20, 64)),
     "fp8 by group": lambda: Fp8Weight(torch.randn(20, 64).to(FP8), torch.rand(20, 2) + 0.1),
+    "fp8 of few inputs": lambda: fp8_of(torch.randn(20, 40)),
 }
 
 
