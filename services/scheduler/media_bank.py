@@ -105,6 +105,15 @@ class MediaBank:
         for key in keys:
             self._held[key].pins -= 1
 
+    @property
+    def pinned(self) -> int:
+        """Items that must stay."""
+        return sum(held.pins > 0 for held in self._held.values())
+
+    def slots(self) -> set[int]:
+        """What ranks have, or are about to have: told to be staged and not yet told to be dropped."""
+        return {held.slot for held in self._held.values()} | set(self._drops)
+
     def slot(self, key: str) -> int:
         """How plans name a pinned item."""
         return self._held[key].slot
