@@ -48,9 +48,10 @@ def laid_out(prompt: list[Part]) -> tuple[list[int], list[m.MediaSpan], list[int
     return ids, spans, seen
 
 
+submissions = st.tuples(st.just("submit"), prompts(), st.integers(1, 30))
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), prompts(), st.integers(1, 30)),
+        submissions, submissions, submissions,
         st.tuples(st.just("abort"), st.integers(0, 40)),
         st.tuples(st.just("pump")),
         st.tuples(st.just("answer")),
@@ -60,6 +61,7 @@ actions = st.lists(
         st.tuples(st.just("lose engine")),
         st.tuples(st.just("wait")),
     ),
+    min_size=10,
     max_size=50,
 )  # fmt: skip
 
