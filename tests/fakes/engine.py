@@ -121,7 +121,7 @@ class ScriptedEngine:
         self._allowed = self._masks(plan, masks)
         tokens, counts, logprobs = self._extend(plan)
         for slot in _listed(plan.drop_media):
-            del self._media[plan.session, slot]
+            self._media.pop((plan.session, slot), None)  # it may have been missing
         if self._check:
             tokens += [self._feed(int(row), int(self._last[row])) for row in self._decode]
         else:
