@@ -12,7 +12,7 @@ from services.vision.processing.llava import refuse_video
 from services.vision.processing.prepared import Canvas, Layout, Prepared
 from shared.errors import InvalidRequest
 from shared.media_config import MediaConfig
-from shared.messages.media import Detail
+from shared.messages.embedding import Detail
 
 
 class LlavaNextProcessor:
