@@ -28,6 +28,7 @@ from rhizome.models import DEFAULT_MODEL, store
 from services.worker.attention.flashinfer_modules import flashinfer_obstacle
 from services.worker.engine import Engine
 from shared.messages.step import RowInit
+from shared.sampling import SamplingParams
 from tests.fakes.real_engine import real_driver
 from tests.gpu.shapes import SHAPES, write_shape
 from tests.unit.worker.driver import Driver, Extend, make_engine
@@ -147,7 +148,8 @@ def test_the_scheduler_sends_steps_ahead_and_the_small_model_s_tokens_stay_the_s
     driver = real_driver(
         small_model(), page_size=16, chunk=32, depth=depth, pool_tokens=4096, backend="triton", device="cuda"
     )
-    handles = [driver.submit(prompt, 24, ignore_eos=True) for prompt in prompts()]
+    greedy = SamplingParams(temperature=0.0)
+    handles = [driver.submit(prompt, 24, sampling=greedy, ignore_eos=True) for prompt in prompts()]
     driver.run()
     judge = Driver(cuda_engine(small_model(), "torch", dtype="float32"))
     assert [driver.outputs[handle].tokens for handle in handles] == judge.generate(prompts(), 24)
