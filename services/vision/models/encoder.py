@@ -71,6 +71,6 @@ def chunks(sizes: Sequence[tuple[int, int]], max_patches: int) -> Iterator[list[
                 continue
             count = max(count, 1)
             chunk.append(Part(item, start, count))
-            start, room = start + count, room - count * patches
+            start, room = start + count, max(room - count * patches, 0)
     if chunk:
         yield chunk

@@ -21,6 +21,7 @@ from shared.checkpoint.target import Target
 from shared.errors import ConfigError
 from shared.log import Log
 from shared.media_config import Family, MediaConfig
+from shared.media_config.llava import tower_places
 
 LoadFormat = Literal["auto", "dummy"]
 
@@ -70,9 +71,7 @@ def _sources(folder: Path, config: MediaConfig, targets: dict[str, Target]) -> l
 
 
 def _tower_folder(folder: Path, tower: str) -> Path:
-    """The folder of a tower with a checkpoint of its own: the path it is named by, or its last name near the model."""
-    name = tower.rstrip("/").rpartition("/")[2]
-    places = [folder / tower, folder / name, folder.parent / name]
+    places = tower_places(folder, tower)
     for place in places:
         if place.is_dir():
             return place

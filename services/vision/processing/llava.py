@@ -14,7 +14,7 @@ from shared.errors import InvalidRequest
 from shared.media_config import MediaConfig
 from shared.messages.media import Detail
 
-ELONGATED = 16
+ELONGATED = 32
 """Aspect ratio up to which an image is resized as a whole."""
 
 

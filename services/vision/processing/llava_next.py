@@ -31,7 +31,7 @@ class LlavaNextProcessor:
 
     def prepare(self, image: Image, detail: Detail = "auto") -> Prepared:
         side = self._side
-        overview = np.asarray(image.resize((side, side), self._resample))[None]
+        overview = np.array(image.resize((side, side), self._resample))[None]
         if detail == "low":
             return Prepared(overview, self._layout(None))
         height, width = self._best(image.width, image.height)
