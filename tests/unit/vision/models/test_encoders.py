@@ -45,6 +45,14 @@ def test_embeddings_of_an_image_are_those_of_transformers(family: str, size: tup
     assert ours.shape == (prepared.tokens, media_config(family).width)
 
 
+@pytest.mark.parametrize("size", [(3, 600), (590, 3)])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llava"])
+def test_embeddings_of_the_most_elongated_images_are_too(family: str, size: tuple[int, int]) -> None:
+    image = picture(*size)
+    (ours,) = encoder(family).encode([processor(family).prepare(image)])
+    assert error(ours, reference_embeddings(checkpoint(family)[1], reference_inputs(family, image))) < MAX_ERROR
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_is_what_its_items_are_alone(family: str) -> None:
     prepared = [processor(family).prepare(picture(*size, seed=i)) for i, size in enumerate(SIZES)]
