@@ -84,8 +84,8 @@ class Batcher:
         """Fill the futures. When a batch fails, each of its items is tried alone: one must not fail the others."""
         began_s = time.perf_counter()
         work = asyncio.get_running_loop().run_in_executor(self._device, self._encode, [w.item for w in batch])
-        results: list[list[np.ndarray] | BaseException] = await asyncio.gather(work, return_exceptions=True)
-        result = results[0]
+        result: list[np.ndarray] | BaseException
+        (result,) = await asyncio.gather(work, return_exceptions=True)
         if isinstance(result, BaseException):
             if len(batch) > 1:
                 for waiting in batch:

@@ -33,7 +33,7 @@ class VisionConfig:
     )
     shared_memory_dir: str = option(
         "", help="where processes of this host share media and embeddings (default: /dev/shm, else the directory for "
-        "temporary files)", group="vision", metavar="DIR",
+        "temporary files)", group="media", metavar="DIR",
     )  # fmt: skip
 
     allowed_media_hosts: tuple[str, ...] = option(

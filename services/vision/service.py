@@ -1,4 +1,4 @@
-"""[walk 2a] Vision on the bus: the only module of this service that sends or receives.
+"""Vision on the bus: the only module of this service that sends or receives.
 
 A demand is accepted at once and answered when all of its images and videos are encoded, or with what is wrong with the
 first bad one. Embeddings stay in shared memory; a rank that cannot see it asks for them in the object store (`share`).
@@ -158,7 +158,7 @@ class VisionService:
             task.cancel()
 
     async def _share(self, request: m.ShareEmbedding) -> m.EmbeddingShared:
-        """[walk 7a] A rank on another host cannot see the file: put it where the rank can read it."""
+        """A rank on another host cannot see the file: put it where the rank can read it."""
         async with self._sharing:  # all ranks of an engine ask at once; an object is not replaced while it is read
             now_s = self._clock()
             self._shared_s = {key: at for key, at in self._shared_s.items() if now_s - at < SHARED_TTL_S / 2}
