@@ -59,7 +59,12 @@ def decode_video(data: bytes, sample: Sample, limits: VideoLimits) -> Frames:
             if not container.streams.video:
                 raise InvalidRequest("the video has no pictures")
             stream = container.streams.video[0]
-            check_size(stream.codec_context.width, stream.codec_context.height, limits.frame)
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if not width or not height:  # FFmpeg says so, too, when it refuses the size
+                raise InvalidRequest(
+                    f"the video does not say how large it is, or is over the limit of {limits.frame.pixels:,} pixels"
+                )
+            check_size(width, height, limits.frame)
             stream.codec_context.options = {"max_pixels": str(limits.frame.pixels)}
             rate, count, duration_s = _extent(container, stream)
             if duration_s > limits.duration_s:
@@ -67,11 +72,10 @@ def decode_video(data: bytes, sample: Sample, limits: VideoLimits) -> Frames:
                     f"a video of {duration_s:,.0f} s is over the limit of {limits.duration_s:,.0f} s: cut it"
                 )
             wanted = sorted(set(sample(duration_s, rate, count)))
-            pixels = len(wanted) * stream.codec_context.width * stream.codec_context.height
-            if pixels > limits.pixels:
+            if len(wanted) * width * height > limits.pixels:
                 raise InvalidRequest(
-                    f"{len(wanted)} frames of {stream.codec_context.width} x {stream.codec_context.height} pixels are "
-                    f"over the limit of {limits.pixels:,} pixels: ask for fewer frames or send a smaller video"
+                    f"{len(wanted)} frames of {width} x {height} pixels are over the limit of {limits.pixels:,}: "
+                    "ask for fewer frames or send a smaller video"
                 )
             return _take(_bounded(container.decode(stream), deadline_s, limits.decode_s), wanted, rate, limits.frame)
     except (av.FFmpegError, ValueError, ArithmeticError, LookupError) as fault:
