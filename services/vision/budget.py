@@ -1,11 +1,41 @@
-"""A bound on something that many coroutines use parts of: pixels in memory, bytes waiting for the encoder."""
+"""Bounds on what many coroutines use parts of: those that one waits for, and those that one must not touch."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from shared.errors import Overloaded
+
+Grow = Callable[[int], None]
+"""Says that so many bytes more are in memory; Overloaded when that is too much."""
+
+
+class Ceiling:
+    """Bytes in memory whose number is known only when they are there: too many of them end whoever brings more."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self.used_bytes = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Grow]:
+        """Call what it gives as bytes arrive; all of them count until the context ends."""
+        held = 0
+
+        def grow(size: int) -> None:
+            nonlocal held
+            if self.used_bytes + size > self._most_bytes:
+                raise Overloaded(f"{self.used_bytes:,} bytes of images and videos are in work already: try again")
+            self.used_bytes += size
+            held += size
+
+        try:
+            yield grow
+        finally:
+            self.used_bytes -= held
 
 
 class Budget:

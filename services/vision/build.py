@@ -27,8 +27,11 @@ from shared.blobs import Blobs
 from shared.errors import ConfigError
 from shared.held_folder import HeldFolder, deployment_folder, memory_root, remove_all_abandoned
 from shared.log import Log
+from shared.media_config import load_media_config
 from shared.model_config import load_model_config
 
+HELD_FILES = 16
+"""Files of the largest size that may be in memory at the same time; ordinary ones may be many more."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,8 +71,9 @@ async def build_service(actor: Actor, config: VisionConfig, load: Load) -> Visio
     decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
     fingerprint = model_fingerprint(Path(config.model_path), dtype_name(model.encoder.dtype), config.load_format)
     pipeline = Pipeline(
-        sources, model.processor, model.encoder, batcher, cache, limits, decoders, actor.id, fingerprint, metrics
-    )
+        sources, model.processor, model.encoder, batcher, cache, limits, decoders, actor.id, fingerprint, metrics,
+        HELD_FILES * config.max_media_bytes,
+    )  # fmt: skip
     service = VisionService(
         actor, pipeline, batcher, cache, blobs, memory, own, partial(remove_all_abandoned, root, deployment),
         config.max_media_per_request, config.max_queued_media, deployment,
@@ -87,13 +91,12 @@ def load_model(config: VisionConfig, log: Log) -> Model:
     Raises:
         ConfigError: it is a text-only model, or the device is not there.
     """
-    from services.vision.models import load_encoder
-    from services.vision.processing import make_processor
-    from shared.media_config import load_media_config
-
     media = load_media_config(config.model_path)
     if media is None:
         raise ConfigError(f"--model-path {config.model_path}: a text-only model, it needs no vision service")
+    from services.vision.models import load_encoder
+    from services.vision.processing import make_processor
+
     if config.vision_threads:
         torch.set_num_threads(config.vision_threads)
     device = device_of(config)

@@ -10,25 +10,38 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from services.vision.addresses import AllowedHosts, is_public
+from services.vision.budget import Grow
 from shared.errors import InvalidRequest
 
 MAX_REDIRECTS = 3
+MAX_FETCHES = 128
+_RESOLVERS = 32
 _CHUNK_BYTES = 256 * 1024
 _HEADERS = {"Accept": "image/*, video/*, */*;q=0.1", "Accept-Encoding": "identity", "User-Agent": "rhizome-vision"}
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """(host, port) to its addresses; OSError when there are none."""
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """Every address of a host, as the system resolves it."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+class SystemResolver:
+    """Addresses as the system resolves them, in threads of its own: slow name servers hold up nothing else."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_RESOLVERS, thread_name_prefix="resolve")
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._look_up, host, port)
+
+    @staticmethod
+    def _look_up(host: str, port: int) -> list[str]:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class HttpFetch:
@@ -39,31 +52,36 @@ class HttpFetch:
         allowed: AllowedHosts,
         max_bytes: int,
         timeout_s: float,
-        resolve: Resolve = resolve,
+        resolve: Resolve | None = None,
         is_public: Callable[[str], bool] = is_public,
     ) -> None:
         self._allowed, self._max_bytes, self._timeout_s = allowed, max_bytes, timeout_s
-        self._resolve, self._is_public = resolve, is_public
+        self._resolve, self._is_public = resolve or SystemResolver(), is_public
+        self._turn = asyncio.Semaphore(MAX_FETCHES)
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, grow: Grow) -> bytes:
         """The body of a 200 answer.
+
+        Args:
+            grow: told of its bytes as they arrive.
 
         Raises:
             InvalidRequest: the URL is not allowed, or could not be fetched within the limits.
+            Overloaded: `grow` says so.
         """
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._follow(url)
+            async with self._turn, asyncio.timeout(self._timeout_s):
+                return await self._follow(url, grow)
         except TimeoutError as fault:
             raise InvalidRequest(f"could not be fetched within {self._timeout_s:g} s: {_short(url)}") from fault
         except (aiohttp.ClientError, OSError, ValueError) as fault:
             raise InvalidRequest(f"could not be fetched: {_short(url)}: {_reason(fault)}") from fault
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, grow: Grow) -> bytes:
         target = URL(url)
         for _ in range(MAX_REDIRECTS + 1):
             addresses = await self._check(target)
-            found = await self._get(target, addresses)
+            found = await self._get(target, addresses, grow)
             if isinstance(found, bytes):
                 return found
             target = target.join(found)
@@ -86,7 +104,7 @@ class HttpFetch:
             )
         return addresses
 
-    async def _get(self, target: URL, addresses: Sequence[str]) -> bytes | URL:
+    async def _get(self, target: URL, addresses: Sequence[str], grow: Grow) -> bytes | URL:
         """The body, or where to go instead."""
         connector = aiohttp.TCPConnector(resolver=_Checked(addresses), use_dns_cache=False, force_close=True)
         async with (
@@ -101,14 +119,15 @@ class HttpFetch:
                 raise InvalidRequest(f"could not be fetched: {_short(str(target))}: status {response.status}")
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise InvalidRequest(f"could not be fetched: {_short(str(target))}: the server compresses its answer")
-            return await self._body(response)
+            return await self._body(response, grow)
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse, grow: Grow) -> bytes:
         body = bytearray()
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-            body += chunk
-            if len(body) > self._max_bytes:
+            if len(body) + len(chunk) > self._max_bytes:
                 raise InvalidRequest(f"could not be fetched: over the limit of {self._max_bytes:,} bytes")
+            grow(len(chunk))
+            body += chunk
         return bytes(body)
 
 

@@ -1,7 +1,7 @@
 """From the source of an image to its embeddings: fetch, look up, decode, prepare, encode, keep.
 
-Equal media in work are computed once, whoever asks. Memory is bounded at every stage: fetches by their number and size,
-decoding by pixels, waiting for the encoder by bytes. Knows no messages but the media's own, and no bus.
+Equal media in work are computed once, whoever asks. Memory is bounded at every stage: files by bytes, decoding by
+pixels, waiting for the encoder by bytes. Knows no messages but the media's own, and no bus.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from services.vision.batcher import Batcher
-from services.vision.budget import Budget
+from services.vision.budget import Budget, Ceiling, Grow
 from services.vision.cache import EmbeddingCache
 from services.vision.config import VisionConfig
 from services.vision.decode_image import ImageLimits, decode_image, read_size
@@ -27,7 +27,6 @@ from shared.errors import RhizomeError, from_code
 from shared.messages.embedding import EmbeddingRef
 from shared.messages.media import EncodedMedia, MediaSource
 
-MAX_FETCHES = 32
 PREPARED_BYTES = 1024 * 1024 * 1024
 
 
@@ -45,12 +44,17 @@ class Pipeline:
     def __init__(
         self, sources: Sources, processor: Processor, encoder: Encoder, batcher: Batcher, cache: EmbeddingCache,
         limits: VideoLimits, decoders: ThreadPoolExecutor, vision_id: str, fingerprint: str, metrics: VisionMetrics,
+        held_bytes: int,
     ) -> None:  # fmt: skip
+        """
+        Args:
+            held_bytes: most bytes of files in work at the same time; more are refused.
+        """
         self._sources, self._processor, self._encoder = sources, processor, encoder
         self._batcher, self._cache, self._limits = batcher, cache, limits
         self._decoders, self._metrics = decoders, metrics
         self._vision_id, self._fingerprint = vision_id, fingerprint
-        self._fetches = asyncio.Semaphore(MAX_FETCHES)
+        self._held = Ceiling(held_bytes)
         self._pixels = Budget(max(limits.pixels, limits.frame.pixels))
         self._prepared = Budget(PREPARED_BYTES)
         self._flights: dict[str, _Flight] = {}
@@ -62,20 +66,19 @@ class Pipeline:
         Raises:
             RhizomeError: with the source's `param`.
         """
-        with _blamed_on(source.param):
-            data, key = await self._fetch(source)
-        with self._cache.pinned(key):
-            with _blamed_on(source.param):
+        async with AsyncExitStack() as pinned:
+            with _blamed_on(source.param), self._held.hold() as grow:
+                data, key = await self._fetch(source, grow)
+                pinned.enter_context(self._cache.pinned(key))
                 media = await self._look_up(key, data, source)
                 del data
                 await self._sources.used(source.url)
             yield media
 
-    async def _fetch(self, source: MediaSource) -> tuple[bytes, str]:
-        async with self._fetches:
-            with self._metrics.fetching(scheme_of(source.url)) as fetched:
-                data = await self._sources.read(source.url)
-                fetched(len(data))
+    async def _fetch(self, source: MediaSource, grow: Grow) -> tuple[bytes, str]:
+        with self._metrics.fetching(scheme_of(source.url)) as fetched:
+            data = await self._sources.read(source.url, grow)
+            fetched(len(data))
         return data, await asyncio.to_thread(media_key, data, source, self._fingerprint)
 
     async def _look_up(self, key: str, data: bytes, source: MediaSource) -> EncodedMedia:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.vision.budget import Grow
 from services.vision.http_fetch import HttpFetch
 from services.vision.local_file import read_allowed
 from shared import data_url
@@ -22,24 +23,30 @@ class Sources:
         self._http, self._blobs, self._max_bytes = http, blobs, max_bytes
         self._folders = [folder.resolve() for folder in folders]
 
-    async def read(self, url: str) -> bytes:
+    async def read(self, url: str, grow: Grow) -> bytes:
         """Fetch or read it.
+
+        Args:
+            grow: told of its bytes.
 
         Raises:
             InvalidRequest: it cannot be had from there.
             TooLarge: it is over the limit.
+            Overloaded: `grow` says so.
             Unavailable: it was handed over by reference and has expired.
         """
         scheme = scheme_of(url)
         if scheme in ("http", "https"):
-            return await self._http.fetch(url)
+            return await self._http.fetch(url, grow)
         if scheme == "file":
-            return await asyncio.to_thread(read_allowed, url, self._folders, self._max_bytes)
-        if scheme == "blob":
-            return await self._blobs.read(url, self._max_bytes)
-        data = await asyncio.to_thread(data_url.decode, url)
+            data = await asyncio.to_thread(read_allowed, url, self._folders, self._max_bytes)
+        elif scheme == "blob":
+            data = await self._blobs.read(url, self._max_bytes)
+        else:
+            data = await asyncio.to_thread(data_url.decode, url)
         if len(data) > self._max_bytes:
             raise InvalidRequest(f"media of {len(data):,} bytes is over the limit of {self._max_bytes:,}")
+        grow(len(data))
         return data
 
     async def used(self, url: str) -> None:

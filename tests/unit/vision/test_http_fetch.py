@@ -10,8 +10,9 @@ import pytest
 from aiohttp import web
 
 from services.vision.addresses import AllowedHosts
+from services.vision.budget import Ceiling, Grow
 from services.vision.http_fetch import HttpFetch
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, Overloaded
 from tests.unit.vision.pictures import picture
 
 PNG = picture()
@@ -38,8 +39,9 @@ class Server:
     def url(self, path: str = "/a.png", host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
 
-    def fetch(self, timeout_s: float = 20.0, **more: object) -> HttpFetch:
-        return HttpFetch(AllowedHosts([f"127.0.0.1:{self.port}"]), LIMIT, timeout_s, **more)
+    async def fetch(self, url: str, timeout_s: float = 20.0, grow: Grow = lambda _: None, **more: object) -> bytes:
+        allowed = AllowedHosts([f"127.0.0.1:{self.port}"])
+        return await HttpFetch(allowed, LIMIT, timeout_s, **more).fetch(url, grow)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def redirecting(*targets: str) -> Handler:
 
 
 async def test_the_body_comes_whatever_its_content_type(server: Server) -> None:
-    assert await server.fetch().fetch(server.url()) == PNG
+    assert await server.fetch(server.url()) == PNG
     assert server.requests[0].headers["Accept-Encoding"] == "identity"
     assert "Cookie" not in server.requests[0].headers
 
@@ -80,7 +82,7 @@ async def test_the_body_comes_whatever_its_content_type(server: Server) -> None:
 )  # fmt: skip
 async def test_private_addresses_are_refused_in_every_spelling(server: Server, url: str) -> None:
     with pytest.raises(InvalidRequest, match=r"not on the public internet.*--allowed-media-hosts|could not be fetched"):
-        await server.fetch().fetch(url.format(port=server.port))
+        await server.fetch(url.format(port=server.port))
     assert not server.requests
 
 
@@ -91,17 +93,17 @@ async def test_private_addresses_are_refused_in_every_spelling(server: Server, u
 async def test_a_redirect_is_checked_like_the_first_address(server: Server, target: str) -> None:
     server.handler = redirecting(target)
     with pytest.raises(InvalidRequest, match=r"not on the public internet|not a http or https URL"):
-        await server.fetch().fetch(server.url())
+        await server.fetch(server.url())
     assert len(server.requests) == 1
 
 
 async def test_three_redirects_are_followed_and_not_four(server: Server) -> None:
     server.handler = redirecting("/b", "c", server.url("/d"))
-    assert await server.fetch().fetch(server.url("/x/a")) == PNG
+    assert await server.fetch(server.url("/x/a")) == PNG
     assert [request.path for request in server.requests] == ["/x/a", "/b", "/c", "/d"]
     server.handler = redirecting("/1", "/2", "/3", "/4")
     with pytest.raises(InvalidRequest, match="more than 3 redirects"):
-        await server.fetch().fetch(server.url())
+        await server.fetch(server.url())
 
 
 async def test_the_connection_goes_to_the_address_that_was_checked(server: Server) -> None:
@@ -112,12 +114,15 @@ async def test_the_connection_goes_to_the_address_that_was_checked(server: Serve
         asked.append((host, port))
         return answers.pop(0)
 
-    fetch = server.fetch(resolve=rebinding, is_public=lambda address: address == "127.0.0.1")
-    assert await fetch.fetch(server.url(host="images.example")) == PNG
+    async def fetch() -> bytes:
+        url = server.url(host="images.example")
+        return await server.fetch(url, resolve=rebinding, is_public=lambda address: address == "127.0.0.1")
+
+    assert await fetch() == PNG
     assert asked == [("images.example", server.port)]
     assert server.requests[0].headers["Host"] == f"images.example:{server.port}"
     with pytest.raises(InvalidRequest, match="not on the public internet"):
-        await fetch.fetch(server.url(host="images.example"))
+        await fetch()
 
 
 async def test_one_private_address_among_public_ones_is_enough_to_refuse(server: Server) -> None:
@@ -125,7 +130,7 @@ async def test_one_private_address_among_public_ones_is_enough_to_refuse(server:
         return ["93.184.216.34", "127.0.0.1"]
 
     with pytest.raises(InvalidRequest, match="not on the public internet"):
-        await server.fetch(resolve=mixed).fetch(server.url(host="images.example"))
+        await server.fetch(server.url(host="images.example"), resolve=mixed)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +146,7 @@ async def test_one_private_address_among_public_ones_is_enough_to_refuse(server:
 )
 async def test_other_wrong_urls_are_refused_with_the_reason(server: Server, url: str, reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason) as caught:
-        await server.fetch().fetch(url)
+        await server.fetch(url)
     assert "secret" not in caught.value.message
 
 
@@ -154,7 +159,7 @@ async def test_an_endless_body_ends_at_the_limit(server: Server) -> None:
 
     server.handler = endless
     with pytest.raises(InvalidRequest, match="over the limit of 100,000 bytes"):
-        await server.fetch().fetch(server.url())
+        await server.fetch(server.url())
 
 
 async def test_a_server_that_drips_ends_with_the_time(server: Server) -> None:
@@ -167,7 +172,7 @@ async def test_a_server_that_drips_ends_with_the_time(server: Server) -> None:
 
     server.handler = drip
     with pytest.raises(InvalidRequest, match=r"could not be fetched within 0\.3 s"):
-        await server.fetch(timeout_s=0.3).fetch(server.url())
+        await server.fetch(server.url(), timeout_s=0.3)
 
 
 async def test_a_name_that_takes_for_ever_to_resolve_ends_with_the_time(server: Server) -> None:
@@ -176,7 +181,7 @@ async def test_a_name_that_takes_for_ever_to_resolve_ends_with_the_time(server: 
         return []
 
     with pytest.raises(InvalidRequest, match=r"within 0\.05 s"):
-        await server.fetch(timeout_s=0.05, resolve=never).fetch(server.url(host="slow.example"))
+        await server.fetch(server.url(host="slow.example"), timeout_s=0.05, resolve=never)
 
 
 async def test_compressed_answers_are_not_inflated(server: Server) -> None:
@@ -188,7 +193,7 @@ async def test_compressed_answers_are_not_inflated(server: Server) -> None:
 
     server.handler = compressed
     with pytest.raises(InvalidRequest, match="the server compresses its answer"):
-        await server.fetch().fetch(server.url())
+        await server.fetch(server.url())
 
 
 async def test_an_answer_shorter_than_it_said_is_an_error(server: Server) -> None:
@@ -202,7 +207,7 @@ async def test_an_answer_shorter_than_it_said_is_an_error(server: Server) -> Non
 
     server.handler = short
     with pytest.raises(InvalidRequest, match="could not be fetched"):
-        await server.fetch().fetch(server.url())
+        await server.fetch(server.url())
 
 
 @pytest.mark.parametrize("status", [204, 304, 403, 404, 500])
@@ -212,10 +217,20 @@ async def test_other_statuses_are_errors(server: Server, status: int) -> None:
 
     server.handler = failing
     with pytest.raises(InvalidRequest, match=f"status {status}"):
-        await server.fetch().fetch(server.url())
+        await server.fetch(server.url())
 
 
 async def test_a_server_that_is_not_there_is_the_request_s_error() -> None:
     fetch = HttpFetch(AllowedHosts(["127.0.0.1"]), LIMIT, 5.0)
     with pytest.raises(InvalidRequest, match="could not be fetched"):
-        await fetch.fetch("http://127.0.0.1:1/a.png")
+        await fetch.fetch("http://127.0.0.1:1/a.png", lambda _: None)
+
+
+async def test_bytes_count_against_the_ceiling_of_all_fetches_as_they_arrive(server: Server) -> None:
+    ceiling = Ceiling(len(PNG) * 3 // 2)
+    with ceiling.hold() as first, ceiling.hold() as second:
+        await server.fetch(server.url(), grow=first)
+        assert ceiling.used_bytes == len(PNG)
+        with pytest.raises(Overloaded, match="in work already"):
+            await server.fetch(server.url(), grow=second)
+    assert ceiling.used_bytes == 0
