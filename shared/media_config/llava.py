@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigError
@@ -83,6 +84,12 @@ def original_llava(folder: ModelFolder, text: dict[str, Any]) -> MediaConfig:
     )
 
 
+def tower_places(model_path: Path, tower: str) -> list[Path]:
+    """Folders where a tower's own checkpoint may be: the path it is named by, or its last name near the model."""
+    name = tower.rstrip("/").rpartition("/")[2]
+    return [model_path / tower, model_path / name, model_path.parent / name]
+
+
 def _of_transformers(folder: ModelFolder, text: dict[str, Any], image: ImageSettings) -> MediaConfig:
     config = folder.config
     layers = config.get("vision_feature_layer", -2)
@@ -150,9 +157,9 @@ def _tower(folder: ModelFolder) -> tuple[dict[str, Any], str]:
     name = folder.config.get("mm_vision_tower") or folder.config.get("vision_tower")
     if not name:
         raise ConfigError("config.json: mm_vision_tower is missing: which vision tower does the model have?")
-    own = read_json_object(folder.path / name / "config.json")
-    if own:
-        return _CLIP_LARGE | (own.get("vision_config") or own), name
+    for place in tower_places(folder.path, name):
+        if own := read_json_object(place / "config.json"):
+            return _CLIP_LARGE | (own.get("vision_config") or own), name
     if name not in _TOWERS:
         known = ", ".join(_TOWERS)
         raise ConfigError(

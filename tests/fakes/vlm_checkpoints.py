@@ -8,12 +8,13 @@ oracle. Images cost few tokens, so that whole stacks can be tested on a CPU. Cal
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.llava import LlavaConfig, LlavaForConditionalGeneration
@@ -77,13 +78,13 @@ def vlm_checkpoint(family: str, folder: str | Path, *, seed: int = 0) -> tuple[P
     return path, cls.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def write_tokenizer(path: Path, chat_template: str) -> None:
+def write_tokenizer(path: Path, chat_template: str, special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
     """A token per byte, the special tokens after them, and the template in its own file."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
     tokenizer.save(str(path / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -246,3 +247,61 @@ def _qwen3_files() -> dict[str, dict[str, Any]]:
         "video_processor_type": "Qwen3VLVideoProcessor",
     }
     return {"preprocessor_config.json": image, "video_preprocessor_config.json": video}
+
+
+def original_llava_checkpoint(
+    folder: str | Path, *, tower: Literal["inside", "beside"] = "inside", seed: int = 0
+) -> tuple[Path, PreTrainedModel]:
+    """LLaVA-NeXT as the original code lays it out: a flat config.json, other names, no image token.
+
+    Args:
+        tower: whether the vision tower's weights are among the model's or in the folder that config.json names.
+
+    Returns:
+        As `vlm_checkpoint`; the model is transformers' LLaVA-NeXT with these weights.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = LlavaNextForConditionalGeneration(_llava_next()).eval()
+    _spread(model)
+    weights = {_original_name(name): weight.contiguous() for name, weight in model.state_dict().items()}
+    own = {name: weight for name, weight in weights.items() if ".vision_tower." in name}
+    (path / "tower").mkdir()
+    (path / "tower" / "config.json").write_bytes(orjson.dumps({"vision_config": _clip()}))
+    if tower == "beside":
+        prefix = "model.vision_tower.vision_tower."
+        save_file({n.removeprefix(prefix): w for n, w in own.items()}, path / "tower" / "model.safetensors")
+        weights = {name: weight for name, weight in weights.items() if name not in own}
+    save_file(weights, path / "model.safetensors")
+    config = {
+        **_text("llava_llama"),
+        "architectures": ["LlavaMistralForCausalLM"],
+        "rms_norm_eps": 1e-6,
+        "sliding_window": None,
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": [[width, height] for height, width in PINPOINTS],
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "tower",
+        "mm_use_im_start_end": False,
+        "torch_dtype": "float32",
+    }
+    (path / "config.json").write_bytes(orjson.dumps(config))
+    write_tokenizer(path, LLAVA_TEMPLATE, [token for token in SPECIAL_TOKENS if token != "<image>"])
+    return path, model
+
+
+def _original_name(name: str) -> str:
+    """transformers' name in memory to the original code's name on disk."""
+    for prefix, original in (
+        ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+        ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
+        ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
+        ("model.language_model.", "model."),
+    ):
+        if name.startswith(prefix):
+            return original + name.removeprefix(prefix)
+    return name
