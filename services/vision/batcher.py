@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.vision.encoding import Encoder, Prepared, host_rows
+from services.vision.models.encoder import Encoder
+from services.vision.processing.prepared import Prepared
+from services.vision.rows import host_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,15 @@ from services.vision.addresses import AllowedHosts
 from services.vision.batcher import Batcher
 from services.vision.cache import EmbeddingCache, budget
 from services.vision.config import VisionConfig
-from services.vision.encoding import Encoder, Processor, dtype_name
 from services.vision.fingerprint import model_fingerprint
 from services.vision.http_fetch import HttpFetch
 from services.vision.metrics import VisionMetrics
+from services.vision.models.encoder import Encoder
+from services.vision.models.registry import load_encoder
 from services.vision.pipeline import Pipeline, limits_of
+from services.vision.processing.prepared import Processor
+from services.vision.processing.registry import make_processor
+from services.vision.rows import dtype_name
 from services.vision.service import VisionService
 from services.vision.sources import Sources
 from shared.actor import Actor
@@ -55,11 +59,11 @@ async def build_service(actor: Actor, config: VisionConfig, load: Load) -> Visio
     root = memory_root(config.shared_memory_dir)
     deployment = config.common.deployment
     allowed = AllowedHosts(config.allowed_media_hosts)
+    device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+    model = await asyncio.get_running_loop().run_in_executor(device, load, config, actor.log)
     await asyncio.to_thread(remove_all_abandoned, root, deployment)
     memory = HeldFolder(deployment_folder(root, deployment, config.common.nats_url), alone=False)
     own = HeldFolder(memory.path / actor.name, alone=True)
-    device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
-    model = await asyncio.get_running_loop().run_in_executor(device, load, config, actor.log)
     metrics = VisionMetrics(actor.registry)
     blobs = Blobs(memory, actor.bus, deployment)
     cache = EmbeddingCache(own.path, actor.id, budget(config.embedding_cache_bytes, own.path))
@@ -94,9 +98,6 @@ def load_model(config: VisionConfig, log: Log) -> Model:
     media = load_media_config(config.model_path)
     if media is None:
         raise ConfigError(f"--model-path {config.model_path}: a text-only model, it needs no vision service")
-    from services.vision.models import load_encoder
-    from services.vision.processing import make_processor
-
     if config.vision_threads:
         torch.set_num_threads(config.vision_threads)
     device = device_of(config)
@@ -119,9 +120,14 @@ def device_of(config: VisionConfig) -> torch.device:
 
 
 def dtype_of(config: VisionConfig, device: torch.device) -> torch.dtype:
-    """Of the encoder and of embeddings: as a worker on the same device would compute, unless a flag says otherwise."""
-    if config.vision_dtype != "auto":
-        return _DTYPES[config.vision_dtype]
-    if device.type == "cpu":
-        return torch.float32
-    return _DTYPES.get(load_model_config(config.model_path).dtype, torch.bfloat16)
+    """Of the encoder and of embeddings: as a worker on the same device would compute, unless a flag says otherwise.
+
+    Raises:
+        ConfigError: the checkpoint's is none that is known.
+    """
+    name = config.vision_dtype
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else load_model_config(config.model_path).dtype
+    if name not in _DTYPES:
+        raise ConfigError(f"the checkpoint's dtype {name!r} is not one of {', '.join(_DTYPES)}: give --vision-dtype")
+    return _DTYPES[name]

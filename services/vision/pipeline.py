@@ -19,9 +19,11 @@ from services.vision.cache import EmbeddingCache
 from services.vision.config import VisionConfig
 from services.vision.decode_image import ImageLimits, decode_image, read_size
 from services.vision.decode_video import VideoLimits, decode_video
-from services.vision.encoding import Encoder, Prepared, Processor, dtype_name
 from services.vision.fingerprint import media_key
 from services.vision.metrics import VisionMetrics
+from services.vision.models.encoder import Encoder
+from services.vision.processing.prepared import Prepared, Processor
+from services.vision.rows import dtype_name
 from services.vision.sources import Sources, scheme_of
 from shared.errors import RhizomeError, from_code
 from shared.messages.embedding import EmbeddingRef

@@ -30,8 +30,7 @@ class Sources:
             grow: told of its bytes.
 
         Raises:
-            InvalidRequest: it cannot be had from there.
-            TooLarge: it is over the limit.
+            InvalidRequest: it cannot be had from there, or is over the limit.
             Overloaded: `grow` says so.
             Unavailable: it was handed over by reference and has expired.
         """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.blobs import BLOB_TTL_S, GRACE_S, Blobs
-from shared.errors import InvalidRequest, Overloaded, TooLarge, Unavailable
+from shared.errors import InvalidRequest, Overloaded, Unavailable
 from shared.held_folder import HeldFolder
 from shared.objects import LocalObjects
 
@@ -65,9 +65,9 @@ async def test_names_cannot_be_guessed_or_lead_elsewhere(tmp_path: Path, objects
 
 
 @pytest.mark.parametrize("nearby", [True, False])
-async def test_more_than_the_reader_takes_is_too_large(tmp_path: Path, objects: LocalObjects, nearby: bool) -> None:
+async def test_more_than_the_reader_takes_is_refused(tmp_path: Path, objects: LocalObjects, nearby: bool) -> None:
     blobs = blobs_in(tmp_path / "a", objects)
-    with pytest.raises(TooLarge, match="1,001 bytes is over the limit of 1,000"):
+    with pytest.raises(InvalidRequest, match="1,001 bytes is over the limit of 1,000"):
         await blobs.read(await blobs.put(b"x" * 1001, nearby=nearby), LIMIT)
 
 
