@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,9 @@ from services.vision.config import VisionConfig
 from shared.actor import Actor
 from shared.process import Drain
 from shared.process import main as run_service
+
+SPIN_COUNT = "1000"
+"""GNU OpenMP threads wait actively this many rounds, then sleep: the worker beside us wants the core (see there)."""
 
 
 async def start(actor: Actor, config: VisionConfig) -> Drain:
@@ -20,6 +24,7 @@ async def start(actor: Actor, config: VisionConfig) -> Drain:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is loaded
     description = "Fetches, decodes and encodes images and videos for a vision-language model."
     return run_service("vision", VisionConfig, description, start, argv)
 

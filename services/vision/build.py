@@ -20,7 +20,7 @@ from services.vision.http_fetch import HttpFetch
 from services.vision.metrics import VisionMetrics
 from services.vision.models.encoder import Encoder
 from services.vision.models.registry import load_encoder
-from services.vision.pipeline import Pipeline, limits_of
+from services.vision.pipeline import Decoders, Pipeline, limits_of
 from services.vision.processing.prepared import Processor
 from services.vision.processing.registry import make_processor
 from services.vision.rows import dtype_name
@@ -36,6 +36,8 @@ from shared.model_config import load_model_config
 
 HELD_FILES = 16
 """Files of the largest size that may be in memory at the same time; ordinary ones may be many more."""
+VIDEO_THREADS = 2
+"""Videos decoded at the same time, each with all its frames in memory."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,7 +74,10 @@ async def build_service(actor: Actor, config: VisionConfig, load: Load) -> Visio
     sources = Sources(http, blobs, [Path(folder) for folder in config.allowed_media_folder], config.max_media_bytes)
     batcher = Batcher(model.encoder, config.max_batch_patches, device, metrics.batch)
     limits = limits_of(config)
-    decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+    decoders = Decoders(
+        ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode"),
+        ThreadPoolExecutor(VIDEO_THREADS, thread_name_prefix="video"),
+    )
     fingerprint = model_fingerprint(Path(config.model_path), dtype_name(model.encoder.dtype), config.load_format)
     pipeline = Pipeline(
         sources, model.processor, model.encoder, batcher, cache, limits, decoders, actor.id, fingerprint, metrics,
@@ -125,7 +130,7 @@ def dtype_of(config: VisionConfig, device: torch.device) -> torch.dtype:
     Raises:
         ConfigError: the checkpoint's is none that is known.
     """
-    name = config.vision_dtype
+    name: str = config.vision_dtype
     if name == "auto":
         name = "float32" if device.type == "cpu" else load_model_config(config.model_path).dtype
     if name not in _DTYPES:

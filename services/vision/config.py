@@ -44,7 +44,7 @@ class VisionConfig:
         (), help="folder from which file: URLs may be read, repeatable; none by default", group="media", metavar="DIR"
     )
     media_fetch_timeout_s: float = option(10.0, help="seconds to fetch one image or video", group="media")
-    media_decode_timeout_s: float = option(60.0, help="seconds to read the frames of one video", group="media")
+    media_decode_timeout_s: float = option(30.0, help="seconds to read the frames of one video", group="media")
     max_media_bytes: int = option(64 * _MIB, help="largest image or video file", group="media")
     max_media_per_request: int = option(64, help="images and videos in one request", group="media")
     max_queued_media: int = option(256, help="images and videos in work or waiting; more are refused", group="media")

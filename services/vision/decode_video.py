@@ -65,6 +65,7 @@ def decode_video(data: bytes, sample: Sample, limits: VideoLimits) -> Frames:
                     f"the video does not say how large it is, or is over the limit of {limits.frame.pixels:,} pixels"
                 )
             check_size(width, height, limits.frame)
+            stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(limits.frame.pixels)}
             rate, count, duration_s = _extent(container, stream)
             if duration_s > limits.duration_s:

@@ -25,11 +25,20 @@ from services.vision.models.encoder import Encoder
 from services.vision.processing.prepared import Prepared, Processor
 from services.vision.rows import dtype_name
 from services.vision.sources import Sources, scheme_of
-from shared.errors import RhizomeError, from_code
+from shared.errors import InvalidRequest, RhizomeError, from_code
 from shared.messages.embedding import EmbeddingRef
 from shared.messages.media import EncodedMedia, MediaSource
 
+MAX_FPS = 240
 PREPARED_BYTES = 1024 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Decoders:
+    """Threads. Videos have their own, and so their number is bounded, because one may take as long as many images."""
+
+    images: ThreadPoolExecutor
+    videos: ThreadPoolExecutor
 
 
 @dataclass(slots=True)
@@ -45,7 +54,7 @@ class Pipeline:
 
     def __init__(
         self, sources: Sources, processor: Processor, encoder: Encoder, batcher: Batcher, cache: EmbeddingCache,
-        limits: VideoLimits, decoders: ThreadPoolExecutor, vision_id: str, fingerprint: str, metrics: VisionMetrics,
+        limits: VideoLimits, decoders: Decoders, vision_id: str, fingerprint: str, metrics: VisionMetrics,
         held_bytes: int,
     ) -> None:  # fmt: skip
         """
@@ -57,7 +66,7 @@ class Pipeline:
         self._decoders, self._metrics = decoders, metrics
         self._vision_id, self._fingerprint = vision_id, fingerprint
         self._held = Ceiling(held_bytes)
-        self._pixels = Budget(max(limits.pixels, limits.frame.pixels))
+        self._pixels = Budget(limits.frame.pixels)
         self._prepared = Budget(PREPARED_BYTES)
         self._flights: dict[str, _Flight] = {}
 
@@ -127,12 +136,11 @@ class Pipeline:
         """Decoded and resized; counts against what may wait for the encoder."""
         loop = asyncio.get_running_loop()
         if source.kind == "video":
-            async with self._pixels.hold(self._limits.pixels):
-                item = await loop.run_in_executor(self._decoders, self._prepare_video, data, source)
+            item = await loop.run_in_executor(self._decoders.videos, self._prepare_video, data, source)
         else:
-            pixels = await loop.run_in_executor(self._decoders, self._measure, data, source)
+            pixels = await loop.run_in_executor(self._decoders.images, self._measure, data, source)
             async with self._pixels.hold(pixels):
-                item = await loop.run_in_executor(self._decoders, self._prepare_image, data, source)
+                item = await loop.run_in_executor(self._decoders.images, self._prepare_image, data, source)
         del data
         async with self._prepared.hold(item.nbytes):
             yield item
@@ -147,11 +155,20 @@ class Pipeline:
         return self._processor.prepare(decode_image(data, self._limits.frame), source.detail)
 
     def _prepare_video(self, data: bytes, source: MediaSource) -> Prepared:
+        _check_sampling(source)
+
         def sample(duration_s: float, fps: float, count: int) -> list[int]:
             return list(self._processor.sample_frames(duration_s, fps, count, source.fps, source.max_frames))
 
         frames = decode_video(data, sample, self._limits)
         return self._processor.prepare_video(frames.pictures, frames.timestamps_s)
+
+
+def _check_sampling(source: MediaSource) -> None:
+    if source.fps is not None and not 0 < source.fps <= MAX_FPS:
+        raise InvalidRequest(f"fps must be more than 0 and at most {MAX_FPS}, got {source.fps}")
+    if source.max_frames is not None and source.max_frames < 1:
+        raise InvalidRequest(f"max_frames must be at least 1, got {source.max_frames}")
 
 
 @contextmanager

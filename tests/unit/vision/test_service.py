@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 
 from shared import embedding_file
 from shared import messages as m
@@ -120,6 +121,44 @@ async def test_a_bad_image_is_a_clear_error_of_its_field_and_the_next_one_works(
     assert answer.media == []
     assert (await tokenizer.encode(url_of(picture(1, 1)))).error is None
     assert vision.service.queued_media == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fps": 0.0}, {"fps": -1.0}, {"fps": 1e9}, {"max_frames": 0}, {"max_frames": -5}], ids=str
+)
+async def test_a_senseless_wish_for_frames_is_refused(
+    tokenizer: Tokenizer, start: Callable[..., Any], wrong: dict[str, Any]
+) -> None:
+    await start()
+    answer = await tokenizer.encode(m.MediaSource(url_of(video(), "video/mp4"), "video", **wrong))
+    assert answer.error is not None
+    assert next(iter(wrong)) in answer.error.message
+
+
+async def test_images_are_fetched_from_hosts_that_the_operator_allows(
+    tokenizer: Tokenizer, start: Callable[..., Any]
+) -> None:
+    bodies = {"/good.png": picture(16, 16, 60), "/page.png": b"<html><body>not found</body></html>"}
+
+    async def serve(request: web.Request) -> web.Response:
+        if request.path == "/inside":
+            return web.Response(status=302, headers={"Location": "http://169.254.169.254/latest/meta-data/"})
+        return web.Response(body=bodies[request.path], content_type="image/png")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", serve)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await start(allowed_media_hosts=("127.0.0.1",))
+    good, page, inside = [await tokenizer.encode(base + path) for path in ("/good.png", "/page.png", "/inside")]
+    assert round(mean(good.media[0])) == 60
+    assert page.error is not None
+    assert "looks like a web page" in page.error.message
+    assert inside.error is not None
+    assert "not on the public internet" in inside.error.message
+    await runner.cleanup()
 
 
 async def test_a_failing_encoder_fails_only_its_item_and_does_not_name_its_inside(
