@@ -18,7 +18,7 @@ import shutil
 import time
 from pathlib import Path
 
-from shared.errors import InvalidRequest, NotFound, Overloaded, TooLarge, Unavailable
+from shared.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from shared.held_folder import HeldFolder
 from shared.objects import ObjectStore
 
@@ -59,8 +59,7 @@ class Blobs:
         """The bytes of a blob.
 
         Raises:
-            InvalidRequest: not a blob's URL.
-            TooLarge: more than `max_bytes`.
+            InvalidRequest: not a blob's URL, or more than `max_bytes`.
             Unavailable: it has expired, or is on another host.
         """
         name, host = self._parse(url)
@@ -136,4 +135,4 @@ def sweep(folder: Path) -> int:
 
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise TooLarge(f"media of {size:,} bytes is over the limit of {limit:,}")
+        raise InvalidRequest(f"media of {size:,} bytes is over the limit of {limit:,}")
