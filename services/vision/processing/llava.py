@@ -12,7 +12,7 @@ from PIL.Image import Image, Resampling
 from services.vision.processing.prepared import Layout, Prepared
 from shared.errors import InvalidRequest
 from shared.media_config import MediaConfig
-from shared.messages.media import Detail
+from shared.messages.embedding import Detail
 
 ELONGATED = 32
 """Aspect ratio up to which an image is resized as a whole."""

@@ -11,7 +11,7 @@ from PIL.Image import Image, Resampling
 from services.vision.processing.llava import refuse_video
 from services.vision.processing.prepared import Canvas, Layout, Prepared
 from shared.media_config import MediaConfig
-from shared.messages.media import Detail
+from shared.messages.embedding import Detail
 
 
 class LlavaNextProcessor:
