@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from shared.messages.media import MediaSource
+from shared.messages.embedding import MediaSource
 
 _SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _SAMPLES = 8

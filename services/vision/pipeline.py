@@ -26,8 +26,8 @@ from services.vision.processing.prepared import Prepared, Processor
 from services.vision.rows import dtype_name
 from services.vision.sources import Sources, scheme_of
 from shared.errors import InvalidRequest, RhizomeError, from_code
-from shared.messages.embedding import EmbeddingRef
-from shared.messages.media import EncodedMedia, MediaSource
+from shared.messages.embedding import EmbeddingRef, MediaSource
+from shared.messages.media import EncodedMedia
 
 MAX_FPS = 240
 PREPARED_BYTES = 1024 * 1024 * 1024

@@ -81,6 +81,8 @@ class EngineInfo:
     """Prompt tokens that one step should compute at most; a scheduler without a wish of its own follows."""
     mask_slots: int = 0
     """Places in the bank of masks; 0 = the engine cannot be constrained."""
+    media_bytes: int = 0
+    """Embeddings of images and videos that each rank holds at most; 0 = the model takes text only."""
     session: str = ""
     """Of the plans that this rank receives."""
     received_seq: int = -1

@@ -5,6 +5,7 @@ On a GPU in half precision all segments are one launch; else those of equal leng
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,11 +20,9 @@ class Segments:
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         """lengths: of the segments in their order; they sum up to T."""
-        sizes = np.asarray(lengths, np.int64)
-        self._ends = np.cumsum(sizes)
-        self._longest = int(sizes.max())
-        self._bounds = torch.from_numpy(np.concatenate(([0], self._ends)).astype(np.int32)).to(device)
-        self._groups = [_rows(self._ends[sizes == n] - n, int(n), device) for n in np.unique(sizes)]
+        self._lengths, self._device = np.asarray(lengths, np.int64), device
+        self._ends = np.cumsum(self._lengths)
+        self._longest = int(self._lengths.max())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [T, H, D] -> [T, H * D]"""
@@ -38,10 +37,20 @@ class Segments:
             out[rows] = _by_length(q[rows], k[rows], v[rows], count)
         return out.flatten(1)
 
+    @functools.cached_property
+    def _bounds(self) -> Tensor:
+        """Where segments start, and the end: [S + 1] int32"""
+        return torch.from_numpy(np.concatenate(([0], self._ends)).astype(np.int32)).to(self._device)
 
-def _rows(starts: np.ndarray[tuple[int], np.dtype[np.int64]], length: int, device: torch.device) -> tuple[Tensor, int]:
-    """Token numbers of all segments of one length, and how many segments they are."""
-    return torch.from_numpy((starts[:, None] + np.arange(length)).ravel()).to(device), len(starts)
+    @functools.cached_property
+    def _groups(self) -> list[tuple[Tensor, int]]:
+        """Of each length: the numbers of the tokens in all segments that have it, and how many segments they are."""
+        groups = []
+        for length in np.unique(self._lengths):
+            starts = self._ends[self._lengths == length] - length
+            rows = (starts[:, None] + np.arange(length)).ravel()
+            groups.append((torch.from_numpy(rows).to(self._device), len(starts)))
+        return groups
 
 
 def _by_length(q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:

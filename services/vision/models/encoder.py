@@ -17,7 +17,7 @@ from services.vision.processing.prepared import Prepared
 from shared.checkpoint.target import Target
 
 MAX_PATCHES = 16384
-"""Computed at once, unless one unit alone has more. Some 0.7 GB of activations in bfloat16 at a width of 1280."""
+"""Computed at once, unless one unit alone has more."""
 
 
 class Encoder(Protocol):

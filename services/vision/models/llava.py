@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from services.vision.models.clip import ClipTower, square_patches
-from services.vision.models.encoder import MAX_PATCHES, chunks
+from services.vision.models.encoder import chunks
 from services.vision.models.parts import Place, activation
 from services.vision.processing.prepared import Canvas, Prepared
 from shared.checkpoint.target import Target, under, whole
@@ -20,7 +20,7 @@ _TOWER = "vision_tower."
 class LlavaEncoder:
     """See `Encoder`."""
 
-    def __init__(self, config: MediaConfig, place: Place, max_patches: int = MAX_PATCHES) -> None:
+    def __init__(self, config: MediaConfig, place: Place, max_patches: int) -> None:
         assert config.llava is not None
         self.width, self.dtype = config.width, place.dtype
         self._config, self._llava, self._device = config, config.llava, place.device

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.vision.models.attention import Segments
-from services.vision.models.encoder import MAX_PATCHES, chunks
+from services.vision.models.encoder import chunks
 from services.vision.models.parts import Linear, Norm, Place
 from services.vision.processing.prepared import Prepared
 from shared.checkpoint.target import ALL, Target, under
@@ -41,9 +41,7 @@ class VisionTransformer(Protocol):
 class QwenEncoder:
     """See `Encoder`."""
 
-    def __init__(
-        self, config: MediaConfig, place: Place, transformer: VisionTransformer, max_patches: int = MAX_PATCHES
-    ) -> None:
+    def __init__(self, config: MediaConfig, place: Place, transformer: VisionTransformer, max_patches: int) -> None:
         self.width, self.dtype = config.width, place.dtype
         self._config, self._device, self._max_patches = config, place.device, max_patches
         self._transformer = transformer

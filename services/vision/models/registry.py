@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from services.vision.models.encoder import Encoder, UnloadedEncoder
+from services.vision.models.encoder import MAX_PATCHES, Encoder, UnloadedEncoder
 from services.vision.models.llava import LlavaEncoder
 from services.vision.models.parts import Place
 from services.vision.models.qwen2_5_vl import Qwen2_5Vit
@@ -25,12 +25,12 @@ from shared.media_config.llava import tower_places
 
 LoadFormat = Literal["auto", "dummy"]
 
-_ENCODERS: dict[Family, Callable[[MediaConfig, Place], UnloadedEncoder]] = {
+_ENCODERS: dict[Family, Callable[[MediaConfig, Place, int], UnloadedEncoder]] = {
     "llava": LlavaEncoder,
     "llava_next": LlavaEncoder,
-    "qwen2_vl": lambda config, place: QwenEncoder(config, place, Qwen2Vit(config, place)),
-    "qwen2_5_vl": lambda config, place: QwenEncoder(config, place, Qwen2_5Vit(config, place)),
-    "qwen3_vl": lambda config, place: QwenEncoder(config, place, Qwen3Vit(config, place)),
+    "qwen2_vl": lambda config, place, most: QwenEncoder(config, place, Qwen2Vit(config, place), most),
+    "qwen2_5_vl": lambda config, place, most: QwenEncoder(config, place, Qwen2_5Vit(config, place), most),
+    "qwen3_vl": lambda config, place, most: QwenEncoder(config, place, Qwen3Vit(config, place), most),
 }
 
 
@@ -41,16 +41,18 @@ def load_encoder(
     device: torch.device,
     load_format: LoadFormat,
     log: Log,
+    max_patches: int = MAX_PATCHES,
 ) -> Encoder:
     """The encoder of a checkpoint, ready.
 
     Args:
         load_format: dummy = random weights, the same at every start.
+        max_patches: computed at once, which bounds memory.
 
     Raises:
         ConfigError: the weights do not fit the configuration, or are not there.
     """
-    encoder = _ENCODERS[config.family](config, Place(dtype, device))
+    encoder = _ENCODERS[config.family](config, Place(dtype, device), max_patches)
     targets = encoder.targets()
     if load_format == "dummy":
         load_dummy(targets)

@@ -12,10 +12,12 @@ from PIL.Image import Image, Resampling
 from services.vision.processing.prepared import Layout, Prepared
 from shared.errors import InvalidRequest
 from shared.media_config import MediaConfig
-from shared.messages.media import Detail
+from shared.messages.embedding import Detail
 
 ELONGATED = 32
 """Aspect ratio up to which an image is resized as a whole."""
+MAX_PADDED = 4096
+"""Longest edge that is padded to a square as it is; a longer one is shrunk to it first, or the square would be huge."""
 
 
 class LlavaProcessor:
@@ -65,6 +67,9 @@ class LlavaProcessor:
     def _padded(self, image: Image) -> Image:
         """The longer edge to the side, centred on the model's mean colour."""
         longest = max(image.size)
+        if longest > MAX_PADDED:
+            width, height = (max(1, round(edge * MAX_PADDED / longest)) for edge in image.size)
+            image, longest = image.resize((width, height), self._resample), MAX_PADDED
         square = images.new("RGB", (longest, longest), self._background)
         square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
         return square.resize((self._side, self._side), self._resample)

@@ -10,9 +10,8 @@ from PIL.Image import Image, Resampling
 
 from services.vision.processing.llava import refuse_video
 from services.vision.processing.prepared import Canvas, Layout, Prepared
-from shared.errors import InvalidRequest
 from shared.media_config import MediaConfig
-from shared.messages.media import Detail
+from shared.messages.embedding import Detail
 
 
 class LlavaNextProcessor:
@@ -53,17 +52,13 @@ class LlavaNextProcessor:
 
     def _best(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) of the canvas on which most of the image's pixels survive; among equals the smallest."""
-        best, most, least_waste = None, 0, math.inf
+        best, most, least_waste = self._pinpoints[0], 0, math.inf
         for canvas_height, canvas_width in self._pinpoints:
             scale = min(canvas_width / width, canvas_height / height)
             kept = min(int(width * scale) * int(height * scale), width * height)
             waste = canvas_width * canvas_height - kept
-            if kept > most or (kept == most and waste < least_waste and kept > 0):
+            if kept > most or (kept == most and waste < least_waste):
                 best, most, least_waste = (canvas_height, canvas_width), kept, waste
-        if best is None:
-            raise InvalidRequest(
-                f"{width} x {height} pixels: too elongated, nothing of it would be seen; cut it into parts"
-            )
         return best
 
     def _on_canvas(self, image: Image, height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

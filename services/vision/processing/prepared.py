@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from shared.messages.media import Detail
+from shared.messages.embedding import Detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from services.vision.processing.prepared import Layout, Prepared
 from services.vision.processing.smart_size import frame_size_by_frame, frame_size_by_video, image_size
 from shared.errors import InvalidRequest
 from shared.media_config import MediaConfig, VideoSettings
-from shared.messages.media import Detail
+from shared.messages.embedding import Detail
 
 LOW_DETAIL_TOKENS = 256
 """What "low" bounds an image to; an elongated one may take a little less."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from services.worker.models.llama import Attend, LlamaModel
+from services.worker.models.media_input import MediaInput
 from services.worker.models.ops import LayerOps
 from services.worker.models.place import Place
 from services.worker.tensor_parallel import Communicator, Shard
@@ -23,7 +24,7 @@ class Model(Protocol):
 
     def targets(self) -> dict[str, Target]: ...
     def finish_loading(self) -> None: ...
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor: ...
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, media: MediaInput | None = None) -> Tensor: ...
     def logits(self, hidden: Tensor) -> Tensor | None: ...
 
 

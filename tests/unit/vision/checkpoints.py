@@ -23,7 +23,7 @@ from tests.fakes.vlm_checkpoints import original_llava_checkpoint, vlm_checkpoin
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
-SIZES = [(100, 80), (56, 56), (37, 211), (300, 700), (1, 1), (640, 33), (29, 27)]
+SIZES = [(100, 80), (56, 56), (37, 211), (300, 700), (1, 1), (640, 33), (29, 27), (250, 8)]
 """(width, height) of images: odd, tiny, elongated, larger than the limits."""
 
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from services.vision.models.encoder import MAX_PATCHES
 from services.vision.models.llava import LlavaEncoder
 from services.vision.models.parts import Place
 from services.vision.models.qwen2_vl import Qwen2Vit
 from services.vision.models.qwen_vit import flat_patches
+from services.vision.models.registry import load_encoder
 from services.vision.processing.prepared import Prepared
 from shared.errors import ConfigError
+from shared.log import setup
 from tests.fakes.vlm_checkpoints import FAMILIES
 from tests.unit.vision.checkpoints import (
     CPU,
@@ -42,6 +45,14 @@ def test_embeddings_of_an_image_are_those_of_transformers(family: str, size: tup
     assert ours.shape == (prepared.tokens, media_config(family).width)
 
 
+@pytest.mark.parametrize("size", [(3, 600), (590, 3)])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llava"])
+def test_embeddings_of_the_most_elongated_images_are_too(family: str, size: tuple[int, int]) -> None:
+    image = picture(*size)
+    (ours,) = encoder(family).encode([processor(family).prepare(image)])
+    assert error(ours, reference_embeddings(checkpoint(family)[1], reference_inputs(family, image))) < MAX_ERROR
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_is_what_its_items_are_alone(family: str) -> None:
     prepared = [processor(family).prepare(picture(*size, seed=i)) for i, size in enumerate(SIZES)]
@@ -64,13 +75,14 @@ def test_videos_in_a_batch_with_images_are_those_of_transformers(family: str) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_cut_into_small_chunks_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_cut_into_small_chunks_is_the_same(family: str) -> None:
     items = [processor(family).prepare(picture(*size)) for size in ((300, 200), (60, 90), (500, 100))]
     if family in QWEN:
         items.insert(1, processor(family).prepare_video([picture(80, 80, seed=i) for i in range(6)], [0.5] * 6))
     whole = encoder(family).encode(items)
-    monkeypatch.setattr(encoder(family), "_max_patches", 40)
-    for ours, theirs in zip(encoder(family).encode(items), whole, strict=True):
+    path, config = checkpoint(family)[0], media_config(family)
+    small = load_encoder(path, config, torch.float32, CPU, "auto", setup("test", "error"), max_patches=40)
+    for ours, theirs in zip(small.encode(items), whole, strict=True):
         assert error(ours, theirs) < MAX_ERROR
 
 
@@ -103,7 +115,7 @@ def test_several_feature_layers_and_the_class_token_are_joined() -> None:
     config = media_config("llava")
     assert config.llava is not None
     llava = dataclasses.replace(config.llava, feature_layers=(1, -1), keep_class_token=True)
-    joined = LlavaEncoder(dataclasses.replace(config, llava=llava), Place(torch.float32, CPU))
+    joined = LlavaEncoder(dataclasses.replace(config, llava=llava), Place(torch.float32, CPU), MAX_PATCHES)
     targets = joined.targets()
     assert targets["projector.0.weight"].shape == (64, 2 * 32)
     assert "vision_tower.encoder.layers.2.mlp.fc1.weight" in targets

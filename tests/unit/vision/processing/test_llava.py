@@ -59,6 +59,15 @@ def test_padding_is_that_of_transformers(size: tuple[int, int]) -> None:
     torch.testing.assert_close(our_patches(padding.prepare(image).pixels), theirs, rtol=0, atol=1e-6)
 
 
+def test_padding_an_enormous_edge_takes_no_enormous_square() -> None:
+    config = media_config("llava")
+    padding = LlavaProcessor(dataclasses.replace(config, image=dataclasses.replace(config.image, pad_to_square=True)))
+    pixels = padding.prepare(Image.new("RGB", (200_000, 1), (255, 0, 0))).pixels
+    background = [int(mean * 255) for mean in config.pixels.mean]
+    assert pixels.shape == (1, SIDE, SIDE, 3)
+    assert (pixels[0, 0] == background).all()
+
+
 def test_every_image_costs_the_same() -> None:
     assert processor("llava").layout(3000, 20, "low") == processor("llava").layout(1, 1) == Layout(16, [], 16)
     assert processor("llava").prepare(Image.new("RGB", (5, 9))).tokens == 16

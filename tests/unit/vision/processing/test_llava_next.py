@@ -13,7 +13,6 @@ from transformers.models.llava_next.processing_llava_next import LlavaNextProces
 
 from services.vision.models.clip import square_patches
 from services.vision.processing.llava_next import LlavaNextProcessor
-from shared.errors import InvalidRequest
 from tests.unit.vision.checkpoints import SIZES, checkpoint, media_config, picture, processor, reference_inputs
 
 REAL = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -50,7 +49,7 @@ def test_tokens_of_every_size_are_those_of_transformers() -> None:
     sizes = []
     for _ in range(500):
         width = int(2 ** dice.uniform(3, 12))
-        sizes.append((width, max(3, int(width * 2 ** dice.uniform(-5, 5)))))
+        sizes.append((width, max(1, int(width * 2 ** dice.uniform(-9, 9)))))
     counts = theirs._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
     assert [ours.layout(*size).tokens for size in sizes] == counts["num_image_tokens"]
 
@@ -60,8 +59,3 @@ def test_low_detail_is_the_overview_alone() -> None:
     assert low.pixels.shape == (1, 56, 56, 3)
     assert low.layout == processor("llava_next").layout(150, 90, "low")
     assert (low.tokens, low.patches, low.canvas) == (17, 16, None)
-
-
-def test_an_image_of_which_nothing_would_be_left_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="20000 x 1 pixels: too elongated"):
-        processor("llava_next").layout(20_000, 1)
