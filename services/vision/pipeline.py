@@ -32,6 +32,11 @@ from shared.messages.media import EncodedMedia
 
 MAX_FPS = 240
 PREPARED_BYTES = 1024 * 1024 * 1024
+"""Of images that are resized and wait for the encoder."""
+LEAST_PREPARED_BYTES = 4 * 1024 * 1024
+"""Small images may become larger, to the least size that a model takes."""
+MAX_VIDEOS = 4
+"""Being decoded or waiting for the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Pipeline:
         self._held = Ceiling(held_bytes)
         self._pixels = Budget(limits.frame.pixels)
         self._prepared = Budget(PREPARED_BYTES)
+        self._videos = Budget(MAX_VIDEOS)
         self._flights: dict[str, _Flight] = {}
 
     @asynccontextmanager
@@ -118,6 +124,8 @@ class Pipeline:
     def _landed(self, key: str, task: asyncio.Task[EncodedMedia]) -> None:
         if (flight := self._flights.get(key)) is not None and flight.task is task:
             del self._flights[key]
+        if not task.cancelled():
+            task.exception()  # its waiters may be gone: it counts as looked at
 
     async def _compute(self, key: str, data: bytes, source: MediaSource) -> EncodedMedia:
         async with self._ready(data, source) as item:
@@ -134,16 +142,19 @@ class Pipeline:
 
     @asynccontextmanager
     async def _ready(self, data: bytes, source: MediaSource) -> AsyncIterator[Prepared]:
-        """Decoded and resized; counts against what may wait for the encoder."""
+        """Decoded and resized. What it takes counts from before it is decoded until the context ends."""
         loop = asyncio.get_running_loop()
         if source.kind == "video":
-            item = await loop.run_in_executor(self._decoders.videos, self._prepare_video, data, source)
-        else:
-            pixels = await loop.run_in_executor(self._decoders.images, self._measure, data, source)
+            async with self._videos.hold(1):
+                item = await loop.run_in_executor(self._decoders.videos, self._prepare_video, data, source)
+                del data
+                yield item
+            return
+        pixels = await loop.run_in_executor(self._decoders.images, self._measure, data, source)
+        async with self._prepared.hold(max(3 * pixels, LEAST_PREPARED_BYTES)):
             async with self._pixels.hold(pixels):
                 item = await loop.run_in_executor(self._decoders.images, self._prepare_image, data, source)
-        del data
-        async with self._prepared.hold(item.nbytes):
+            del data
             yield item
 
     def _measure(self, data: bytes, source: MediaSource) -> int:

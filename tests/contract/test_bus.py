@@ -287,6 +287,13 @@ async def test_what_a_queue_group_was_given_before_leaving_is_still_handled(bus:
     assert seen == [str(i).encode() for i in range(50)]
 
 
+@pytest.fixture
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server reserves what buckets may take, and all tests use the same server."""
+    monkeypatch.setattr("shared.objects.BUCKET_BYTES", 32 * 1024 * 1024)
+
+
+@pytest.mark.usefixtures("small_buckets")
 async def test_an_object_of_many_chunks_comes_back_as_it_was_put(bus: Bus) -> None:
     data = bytes(range(256)) * (10 * 4096) + b"end"
     await bus.put_object("t-objects", "large", data, 60)
@@ -295,12 +302,14 @@ async def test_an_object_of_many_chunks_comes_back_as_it_was_put(bus: Bus) -> No
     assert await bus.get_object("t-objects", "empty") == b""
 
 
+@pytest.mark.usefixtures("small_buckets")
 async def test_an_object_put_again_is_the_new_one(bus: Bus) -> None:
     await bus.put_object("t-objects", "twice", b"old", 60)
     await bus.put_object("t-objects", "twice", b"new", 60)
     assert await bus.get_object("t-objects", "twice") == b"new"
 
 
+@pytest.mark.usefixtures("small_buckets")
 async def test_objects_that_are_not_there_are_not_found(bus: Bus) -> None:
     with pytest.raises(NotFound, match="absent in t-nowhere"):
         await bus.get_object("t-nowhere", "absent")
@@ -312,6 +321,7 @@ async def test_objects_that_are_not_there_are_not_found(bus: Bus) -> None:
         await bus.get_object("t-objects", "deleted")
 
 
+@pytest.mark.usefixtures("small_buckets")
 async def test_objects_expire_by_themselves(bus: Bus) -> None:
     await bus.put_object("t-brief", "short", b"x", 0.2)
 
