@@ -8,7 +8,7 @@ from shared.messages.embedding import MediaKind
 
 Given = str | list[str] | list[list[str]] | None
 SCHEMES = ("http:", "https:", "data:", "file:")
-_TYPES: dict[MediaKind, str] = {"image": "image/*", "video": "video/*"}
+_TYPES: dict[MediaKind, str] = {"image": "image/x-unknown", "video": "video/x-unknown"}
 
 
 def native_media(images: Given, videos: Given, count: int, *, batch: bool) -> list[list[m.MediaSource]]:
