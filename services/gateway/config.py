@@ -38,6 +38,9 @@ class GatewayConfig:
     accept_timeout_s: float = option(
         30.0, help="seconds a tokenizer and a scheduler may take to queue a request", group="limits"
     )
+    media_timeout_s: float = option(
+        120.0, help="seconds that fetching and encoding the images and videos of a request may take", group="limits"
+    )
     max_queued_deltas: int = option(
         4096, help="stream deltas that wait for a slow client before it is dropped", group="limits"
     )
@@ -46,6 +49,7 @@ class GatewayConfig:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port}: use 0 to 65535")
         for name in ("max_body_bytes", "max_media_per_request", "max_inflight_requests", "max_prompts_per_request",
-                     "max_n", "request_timeout_s", "accept_timeout_s", "max_queued_deltas", "keepalive_s"):  # fmt: skip
+                     "max_n", "request_timeout_s", "accept_timeout_s", "media_timeout_s", "max_queued_deltas",
+                     "keepalive_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")

@@ -42,7 +42,7 @@ class NativeGenerate:
         body = parse_generate(await read_object(request))
         record = record_of(request)
         batch = is_batch(body)
-        generations = self.generations(body, record)
+        generations = await self._core.by_reference(self.generations(body, record))
         many = batch or len(generations) > 1
         render = NativeRender(generations, record, bool(body.return_text_in_logprobs), many)
         async with self._core.call(request, generations, rq.deadline_s(body.timeout_s, self._core.config)) as call:

@@ -7,6 +7,7 @@ pixels, waiting for the encoder by bytes. Knows no messages but the media's own,
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -134,7 +135,7 @@ class Pipeline:
                 key=key, vision_id=self._vision_id, path="", tokens=item.tokens, width=self._encoder.width,
                 dtype=dtype_name(self._encoder.dtype),
             )  # fmt: skip
-            media = EncodedMedia(source.kind, ref, list(item.grid), list(item.timestamps_s))
+            media = EncodedMedia(source.kind, ref, list(item.grid), list(item.timestamps_s), item.seconds_per_frame)
         done = await self._cache.put(media, rows)
         self._metrics.encoded(media)
         return done
@@ -168,11 +169,18 @@ class Pipeline:
     def _prepare_video(self, data: bytes, source: MediaSource) -> Prepared:
         _check_sampling(source)
 
+        taken_s = 0.0
+
         def sample(duration_s: float, fps: float, count: int) -> list[int]:
-            return list(self._processor.sample_frames(duration_s, fps, count, source.fps, source.max_frames))
+            nonlocal taken_s
+            taken = list(self._processor.sample_frames(duration_s, fps, count, source.fps, source.max_frames))
+            taken_s = (count / fps if fps else duration_s) / max(len(taken), 1)
+            return taken
 
         frames = decode_video(data, sample, self._limits)
-        return self._processor.prepare_video(frames.pictures, frames.timestamps_s)
+        item = self._processor.prepare_video(frames.pictures, frames.timestamps_s)
+        joined = -(-len(frames.pictures) // item.grid[0])
+        return dataclasses.replace(item, seconds_per_frame=joined * taken_s)
 
 
 def _check_sampling(source: MediaSource) -> None:

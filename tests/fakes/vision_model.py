@@ -28,6 +28,7 @@ class FakePrepared:
     grid: list[int]
     mean: float
     timestamps_s: list[float] = field(default_factory=list)
+    seconds_per_frame: float = 0.0
 
     @property
     def nbytes(self) -> int:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from services.vision.models.attention import Segments
-from services.vision.models.parts import Place, activation
+from services.vision.models.parts import Activation, Place, activation
 from services.vision.models.qwen_vit import EPS, Block, Grid, Merger, PatchEmbed, frame_segments, plane_rotation
 from shared.checkpoint.target import Target, under
 from shared.media_config import MediaConfig
@@ -30,13 +29,10 @@ class Qwen2_5Vit:
         self._head_dim, self._merge, self._device = width // self._heads, config.merge_size, place.device
         self._window = int(vision["window_size"]) // config.merge_size // config.patch_size
         self._full = frozenset(vision["fullatt_block_indexes"])
-        joined = width * config.merge_size**2
         self._embed = PatchEmbed(vision, width, place, bias=False)
         self._blocks = [self._block(config, width, place) for _ in range(int(vision["depth"]))]
-        self._merger = Merger(
-            place.rms_norm(width, EPS), place.linear(joined, joined), place.linear(joined, config.hidden_size), F.gelu,
-            ("ln_q", "mlp.0", "mlp.2"),
-        )  # fmt: skip
+        norm, names = place.rms_norm(width, EPS), ("ln_q", "mlp.0", "mlp.2")
+        self._merger = Merger(width, config.merge_size**2, config.hidden_size, norm, names, place)
 
     def targets(self) -> dict[str, Target]:
         out = under("patch_embed", self._embed.targets()) | under("merger", self._merger.targets())
@@ -59,14 +55,26 @@ class Qwen2_5Vit:
 
     def _block(self, config: MediaConfig, width: int, place: Place) -> Block:
         inner, act = int(config.vision["intermediate_size"]), activation(config.vision["hidden_act"])
-        gate, up, down = place.linear(width, inner), place.linear(width, inner), place.linear(inner, width)
-        targets = (
-            under("gate_proj", gate.targets()) | under("up_proj", up.targets()) | under("down_proj", down.targets())
+        norms = place.rms_norm(width, EPS), place.rms_norm(width, EPS)
+        return Block(width, self._heads, norms, _GatedMlp(width, inner, act, place), place)
+
+
+class _GatedMlp:
+    """See `Mlp`."""
+
+    def __init__(self, width: int, inner: int, act: Activation, place: Place) -> None:
+        self._gate, self._up = place.linear(width, inner), place.linear(width, inner)
+        self._down, self._act = place.linear(inner, width), act
+
+    def targets(self) -> dict[str, Target]:
+        return (
+            under("gate_proj", self._gate.targets())
+            | under("up_proj", self._up.targets())
+            | under("down_proj", self._down.targets())
         )
-        return Block(
-            width, self._heads, (place.rms_norm(width, EPS), place.rms_norm(width, EPS)),
-            lambda x: down(act(gate(x)) * up(x)), targets, place,
-        )  # fmt: skip
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._down(self._act(self._gate(x)) * self._up(x))
 
 
 def batch_windows(grids: Sequence[Grid], merge: int, window: int) -> tuple[NDArray[np.int64], list[int]]:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from services.vision.models.parts import Place, activation
-from services.vision.models.qwen_vit import EPS, Block, Grid, Merger, PatchEmbed, frame_segments, plane_rotation
+from services.vision.models.qwen_vit import (
+    EPS,
+    Block,
+    Grid,
+    Merger,
+    PatchEmbed,
+    PlainMlp,
+    frame_segments,
+    plane_rotation,
+)
 from shared.checkpoint.target import Target, under
 from shared.media_config import MediaConfig
 
@@ -20,13 +28,10 @@ class Qwen2Vit:
         vision = config.vision
         width, self._heads = int(vision["embed_dim"]), int(vision["num_heads"])
         self._head_dim, self._merge, self._device = width // self._heads, config.merge_size, place.device
-        joined = width * config.merge_size**2
         self._embed = PatchEmbed(vision, width, place, bias=False)
         self._blocks = [self._block(config, width, place) for _ in range(int(vision["depth"]))]
-        self._merger = Merger(
-            place.layer_norm(width, EPS), place.linear(joined, joined), place.linear(joined, config.hidden_size),
-            F.gelu, ("ln_q", "mlp.0", "mlp.2"),
-        )  # fmt: skip
+        norm, names = place.layer_norm(width, EPS), ("ln_q", "mlp.0", "mlp.2")
+        self._merger = Merger(width, config.merge_size**2, config.hidden_size, norm, names, place)
 
     def targets(self) -> dict[str, Target]:
         out = under("patch_embed", self._embed.targets()) | under("merger", self._merger.targets())
@@ -44,8 +49,5 @@ class Qwen2Vit:
 
     def _block(self, config: MediaConfig, width: int, place: Place) -> Block:
         inner, act = int(width * config.vision["mlp_ratio"]), activation(config.vision["hidden_act"])
-        fc1, fc2 = place.linear(width, inner), place.linear(inner, width)
-        return Block(
-            width, self._heads, (place.layer_norm(width, EPS), place.layer_norm(width, EPS)),
-            lambda x: fc2(act(fc1(x))), under("fc1", fc1.targets()) | under("fc2", fc2.targets()), place,
-        )  # fmt: skip
+        norms = place.layer_norm(width, EPS), place.layer_norm(width, EPS)
+        return Block(width, self._heads, norms, PlainMlp(width, inner, act, ("fc1", "fc2"), place), place)

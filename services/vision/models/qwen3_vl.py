@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from services.vision.models.qwen_vit import (
     Grid,
     Merger,
     PatchEmbed,
+    PlainMlp,
     frame_segments,
     merge_order,
     plane_rotation,
@@ -79,20 +79,14 @@ class Qwen3Vit:
 
     def _block(self, config: MediaConfig, width: int, place: Place) -> Block:
         inner, act = int(config.vision["intermediate_size"]), activation(config.vision["hidden_act"])
-        fc1, fc2 = place.linear(width, inner), place.linear(inner, width)
-        targets = under("linear_fc1", fc1.targets()) | under("linear_fc2", fc2.targets())
-        return Block(
-            width, self._heads, (place.layer_norm(width, EPS), place.layer_norm(width, EPS)),
-            lambda x: fc2(act(fc1(x))), targets, place,
-        )  # fmt: skip
+        norms = place.layer_norm(width, EPS), place.layer_norm(width, EPS)
+        mlp = PlainMlp(width, inner, act, ("linear_fc1", "linear_fc2"), place)
+        return Block(width, self._heads, norms, mlp, place)
 
     def _make_merger(self, config: MediaConfig, width: int, place: Place, *, norm_joined: bool) -> Merger:
-        joined = width * config.merge_size**2
-        return Merger(
-            place.layer_norm(joined if norm_joined else width, EPS), place.linear(joined, joined),
-            place.linear(joined, config.hidden_size), F.gelu, ("norm", "linear_fc1", "linear_fc2"),
-            norm_joined=norm_joined,
-        )  # fmt: skip
+        joined = config.merge_size**2
+        norm = place.layer_norm(width * joined if norm_joined else width, EPS)
+        return Merger(width, joined, config.hidden_size, norm, ("norm", "linear_fc1", "linear_fc2"), place)
 
 
 @functools.lru_cache(maxsize=64)

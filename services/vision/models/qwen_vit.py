@@ -7,17 +7,18 @@ Frames (pairs of them are joined) do not see each other.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from services.vision.models.attention import Segments
 from services.vision.models.encoder import chunks
-from services.vision.models.parts import Linear, Norm, Place
+from services.vision.models.parts import Activation, Norm, Place
 from services.vision.processing.prepared import Prepared
 from shared.checkpoint.target import ALL, Target, under
 from shared.media_config import MediaConfig, PixelScale
@@ -25,7 +26,6 @@ from shared.media_config import MediaConfig, PixelScale
 EPS = 1e-6
 Grid = tuple[int, int, int]
 """(t, h, w): joined frames, and patches of each of them down and across."""
-Mlp = Callable[[Tensor], Tensor]
 
 
 class VisionTransformer(Protocol):
@@ -107,14 +107,33 @@ class PatchEmbed:
         return out | {"proj.weight": Target(kernel, tuple(kernel.shape), (ALL,) * 5)}
 
 
+class Mlp(Protocol):
+    """What a block does to each patch alone: [N, width] -> [N, width]"""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+    def targets(self) -> dict[str, Target]: ...
+
+
+class PlainMlp:
+    """Product, activation, product."""
+
+    def __init__(self, width: int, inner: int, act: Activation, names: tuple[str, str], place: Place) -> None:
+        """names: of the products in checkpoints"""
+        self._fc1, self._fc2 = place.linear(width, inner), place.linear(inner, width)
+        self._act, self._names = act, names
+
+    def targets(self) -> dict[str, Target]:
+        return under(self._names[0], self._fc1.targets()) | under(self._names[1], self._fc2.targets())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._fc2(self._act(self._fc1(x)))
+
+
 class Block:
     """Norm, attention, norm, MLP."""
 
-    def __init__(
-        self, width: int, heads: int, norms: tuple[Norm, Norm], mlp: Mlp, mlp_targets: dict[str, Target], place: Place
-    ) -> None:
-        self._heads, (self._norm1, self._norm2) = heads, norms
-        self._mlp, self._mlp_targets = mlp, mlp_targets
+    def __init__(self, width: int, heads: int, norms: tuple[Norm, Norm], mlp: Mlp, place: Place) -> None:
+        self._heads, (self._norm1, self._norm2), self._mlp = heads, norms, mlp
         self._qkv, self._proj = place.linear(width, 3 * width), place.linear(width, width)
 
     def targets(self) -> dict[str, Target]:
@@ -123,7 +142,7 @@ class Block:
             | under("norm2", self._norm2.targets())
             | under("attn.qkv", self._qkv.targets())
             | under("attn.proj", self._proj.targets())
-            | under("mlp", self._mlp_targets)
+            | under("mlp", self._mlp.targets())
         )
 
     def __call__(self, x: Tensor, rotation: Rotation, segments: Segments) -> Tensor:
@@ -177,12 +196,18 @@ class Merger:
     """Joins the patches of a token to one embedding: norm of each (or of all), two products."""
 
     def __init__(
-        self, norm: Norm, fc1: Linear, fc2: Linear, act: Callable[[Tensor], Tensor], names: tuple[str, str, str], *,
-        norm_joined: bool = False,
-    ) -> None:  # fmt: skip
-        """names: in checkpoints, of the norm and of the products"""
-        self._norm, self._fc1, self._fc2, self._act = norm, fc1, fc2, act
-        self._names, self._norm_joined = names, norm_joined
+        self, width: int, joined: int, out: int, norm: Norm, names: tuple[str, str, str], place: Place
+    ) -> None:
+        """
+        Args:
+            width: of a patch.
+            joined: patches of a token.
+            norm: of a patch, or of all patches of a token.
+            names: in checkpoints, of the norm and of the products.
+        """
+        self._width = width * joined
+        self._norm, self._names = norm, names
+        self._fc1, self._fc2 = place.linear(self._width, self._width), place.linear(self._width, out)
 
     def targets(self) -> dict[str, Target]:
         out: dict[str, Target] = {}
@@ -191,7 +216,6 @@ class Merger:
         return out
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, width] -> [N / merge^2, out]"""
-        joined = self._fc1.weight.shape[1]
-        x = self._norm(x.reshape(-1, joined)) if self._norm_joined else self._norm(x).reshape(-1, joined)
-        return self._fc2(self._act(self._fc1(x)))
+        """[N, width] -> [N / joined, out]"""
+        x = self._norm(x.view(-1, len(self._norm.weight))).view(-1, self._width)
+        return self._fc2(F.gelu(self._fc1(x)))

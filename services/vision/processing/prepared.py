@@ -48,6 +48,8 @@ class Prepared:
     layout: Layout
     timestamps_s: list[float] = field(default_factory=list)
     """Of a video: the time of each of the t joined frames."""
+    seconds_per_frame: float = 0.0
+    """Of a video: between two joined frames, by how densely it was sampled."""
     canvas: Canvas | None = None
 
     @property

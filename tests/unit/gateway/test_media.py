@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.media import INLINE_CHARS, MediaReferences, check_count
+from services.gateway.media import INLINE_CHARS, MediaReferences, hand_over
+from shared import messages as m
 from shared.blobs import Blobs
 from shared.errors import InvalidRequest
 from shared.held_folder import HeldFolder
@@ -84,7 +85,31 @@ async def test_others_run_while_a_large_image_is_decoded(gateway: Gateway) -> No
     assert (await task).startswith("blob:")
 
 
-def test_too_many_in_one_request_are_refused() -> None:
-    check_count(64, 64, "messages")
-    with pytest.raises(InvalidRequest, match=r"65 images and videos .* limit of 64"):
-        check_count(65, 64, "messages")
+def chat_request(urls: list[str]) -> m.GenerateRequest:
+    parts = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in urls]
+    message = {"role": "user", "content": [{"type": "text", "text": "hi"}, *parts]}
+    return m.GenerateRequest("r", "reply", chat=m.ChatInput([message]))
+
+
+async def test_too_many_in_one_request_are_refused(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    with pytest.raises(InvalidRequest, match=r"3 images and videos .* limit of 2") as caught:
+        await hand_over([chat_request([data_url(9)] * 3)], gateway.references, 2)
+    assert caught.value.param == "messages[0].content[3].image_url"
+
+
+async def test_choices_of_a_prompt_share_what_is_handed_over(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    request = chat_request([data_url(9), data_url(INLINE_CHARS)])
+    other = m.GenerateRequest("s", "reply", text="x", media=[m.MediaSource(data_url(INLINE_CHARS))])
+    one, two, three = await hand_over([request, request, other], gateway.references, 9)
+    assert one.chat is two.chat
+    assert one.chat is not None
+    text, small, large = one.chat.messages[0]["content"]
+    assert text == {"type": "text", "text": "hi"}
+    assert small["image_url"] == {"url": data_url(9), "detail": "low"}
+    assert large["image_url"]["url"].startswith("blob:")
+    assert large["image_url"]["detail"] == "low"
+    assert three.media[0].url.startswith("blob:")
+    assert request.chat is not None
+    assert request.chat.messages[0]["content"][2]["image_url"]["url"].startswith("data:")

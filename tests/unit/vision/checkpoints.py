@@ -22,6 +22,8 @@ from shared.media_config import MediaConfig, load_media_config
 from tests.fakes.vlm_checkpoints import original_llava_checkpoint, vlm_checkpoint
 
 torch.set_num_threads(1)
+_FOLDER = tempfile.TemporaryDirectory()
+"""Goes with the process."""
 CPU = torch.device("cpu")
 SIZES = [(100, 80), (56, 56), (37, 211), (300, 700), (1, 1), (640, 33), (29, 27), (250, 8)]
 """(width, height) of images: odd, tiny, elongated, larger than the limits."""
@@ -30,7 +32,7 @@ SIZES = [(100, 80), (56, 56), (37, 211), (300, 700), (1, 1), (640, 33), (29, 27)
 @functools.cache
 def checkpoint(name: str) -> tuple[Path, PreTrainedModel]:
     """A family's, or the original LLaVA layout ("original-inside", "original-beside")."""
-    folder = Path(tempfile.mkdtemp()) / name
+    folder = Path(_FOLDER.name) / name
     if name == "original-inside":
         return original_llava_checkpoint(folder, tower="inside")
     if name == "original-beside":
