@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
@@ -18,7 +17,6 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js import errors as js_errors
 from nats.js.api import ObjectMeta, ObjectMetaOptions, ObjectStoreConfig, StorageType
-from nats.js.object_store import ObjectStore as NatsBucket
 
 from shared.errors import NotFound, Overloaded, Unavailable
 
@@ -32,6 +30,8 @@ _WITHOUT_JETSTREAM = (
 )
 _FULL = (10023, 10028, 10047, 10077)
 """Of JetStream: insufficient resources, insufficient memory, storage resources exceeded, maximum bytes exceeded."""
+_OTHER_CONFIG = 10058
+"""Of JetStream: the bucket is there with other limits, of another version perhaps. They will do."""
 _NOT_ENABLED = (10039, 10076)
 """Of JetStream: not enabled for the account, not enabled."""
 
@@ -40,7 +40,7 @@ class ObjectStore(Protocol):
     """Named bytes in buckets. Buckets come into being by themselves."""
 
     async def put_object(self, bucket: str, name: str, data: bytes, ttl_s: float) -> None:
-        """Keep `data` for `ttl_s` seconds; all objects of a bucket live equally long.
+        """Keep `data` for `ttl_s` seconds; all objects of a bucket live as long as the first one was to.
 
         Raises:
             Overloaded: the bucket is full.
@@ -72,7 +72,12 @@ class NatsObjects:
     async def put_object(self, bucket: str, name: str, data: bytes, ttl_s: float) -> None:
         async def put() -> None:
             config = ObjectStoreConfig(ttl=ttl_s, storage=StorageType.MEMORY, max_bytes=BUCKET_BYTES)
-            store = await self._js.create_object_store(bucket, config)
+            try:
+                store = await self._js.create_object_store(bucket, config)
+            except js_errors.BadRequestError as fault:
+                if fault.err_code != _OTHER_CONFIG:
+                    raise
+                store = await self._js.object_store(bucket)
             meta = ObjectMeta(name=name, options=ObjectMetaOptions(max_chunk_size=_CHUNK_BYTES))
             await store.put(name, data, meta)
 
@@ -80,9 +85,16 @@ class NatsObjects:
 
     async def get_object(self, bucket: str, name: str) -> bytes:
         async def get() -> bytes:
-            out = io.BytesIO()
-            await (await self._bucket(bucket)).get(name, writeinto=out)
-            return out.getvalue()
+            # Chunk by chunk: the library's own way waits for ever for one that expired meanwhile.
+            info = await (await self._js.object_store(bucket)).get_info(name)
+            chunks, out, seq = f"$O.{bucket}.C.{info.nuid}", bytearray(), 0
+            for _ in range(info.chunks or 0):
+                found = await self._js.get_msg(f"OBJ_{bucket}", seq + 1, chunks, direct=True, next=True)
+                out += found.data or b""
+                seq = found.seq or 0
+            if len(out) != info.size:
+                raise js_errors.NotFoundError
+            return bytes(out)
 
         try:
             return await self._bounded(get, bucket)
@@ -91,13 +103,10 @@ class NatsObjects:
 
     async def delete_object(self, bucket: str, name: str) -> None:
         async def delete() -> None:
-            await (await self._bucket(bucket)).delete(name)
+            await (await self._js.object_store(bucket)).delete(name)
 
         with contextlib.suppress(js_errors.NotFoundError):
             await self._bounded(delete, bucket)
-
-    async def _bucket(self, bucket: str) -> NatsBucket:
-        return await self._js.object_store(bucket)
 
     async def _bounded(self, call: Callable[[], Awaitable[T]], bucket: str) -> T:
         try:
