@@ -6,7 +6,7 @@ from shared import messages as m
 from shared.errors import InvalidRequest
 from shared.messages.embedding import MediaKind
 
-Given = str | list[str] | list[list[str]] | None
+Given = str | list[str | list[str]] | None
 SCHEMES = ("http:", "https:", "data:", "file:")
 _TYPES: dict[MediaKind, str] = {"image": "image/x-unknown", "video": "video/x-unknown"}
 
@@ -28,9 +28,10 @@ def _per_prompt(given: Given, kind: MediaKind, param: str, count: int, *, batch:
     if isinstance(given, str):
         return [[_source(given, kind, param)] for _ in range(count)]
     if not batch:
-        if isinstance(given[0], list):
+        urls = [url for url in given if isinstance(url, str)]
+        if len(urls) < len(given):
             raise InvalidRequest(f"{param} of one prompt is a URL or a list of them, not a list of lists", param=param)
-        return [[_source(str(url), kind, f"{param}[{i}]") for i, url in enumerate(given)]]
+        return [[_source(url, kind, f"{param}[{i}]") for i, url in enumerate(urls)]]
     if len(given) != count:
         raise InvalidRequest(f"{param} has {len(given)} entries for {count} prompts", param=param)
     return [

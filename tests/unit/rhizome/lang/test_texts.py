@@ -68,6 +68,9 @@ async def test_a_servers_template_is_found_by_rendering(name: str) -> None:
     assert found.default_system_prompt == real.default_system_prompt
 
 
+QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
 async def test_what_stands_for_a_picture_is_found_by_rendering_one() -> None:
     real = TEMPLATES["qwen"]
 
@@ -83,7 +86,7 @@ async def test_what_stands_for_a_picture_is_found_by_rendering_one() -> None:
 
     found = await probe_template(render, "found")
     assert found is not None
-    assert found.image_token == "<|vision_start|><|image_pad|><|vision_end|>"
+    assert found.image_token == QWEN_PICTURE
 
 
 async def test_a_template_that_is_no_concatenation_is_not_taken() -> None:
