@@ -9,6 +9,7 @@ import statistics
 import urllib.request
 from typing import Any
 
+import orjson
 import uvloop
 
 from benchmarks.report import Report
@@ -18,11 +19,12 @@ from benchmarks.vision_sections.pictures import chat_body, data_url, picture
 
 PATH = "/v1/chat/completions"
 STAGES = {
-    "fetch": "rhizome_vision_fetch_seconds_sum",
-    "decode and resize": "rhizome_vision_prepare_seconds_sum",
-    "encode": "rhizome_vision_encode_seconds_sum",
-    "prefill": 'rhizome_worker_step_seconds_sum{stage="forward"',
+    "fetch": ("rhizome_vision_fetch_seconds_sum", ""),
+    "decode and resize": ("rhizome_vision_prepare_seconds_sum", ""),
+    "encode": ("rhizome_vision_encode_seconds_sum", ""),
+    "prefill": ("rhizome_worker_step_seconds_sum", 'stage="forward"'),
 }
+"""Name and label of the histogram that knows each."""
 _seeds = itertools.count(1000)
 
 
@@ -75,8 +77,6 @@ async def _ask(deployment: Deployment, urls: list[str], salt: str = "") -> Strea
 
 
 def _prompt_tokens(deployment: Deployment, urls: list[str]) -> int:
-    import orjson
-
     body = orjson.loads(chat_body(urls, max_tokens=1))
     body |= {"stream": False}
     del body["stream_options"]
@@ -92,6 +92,6 @@ def _metrics(deployment: Deployment) -> dict[str, float]:
     with urllib.request.urlopen(deployment.url + "/metrics", timeout=30) as reply:
         lines = reply.read().decode().splitlines()
     return {
-        name: sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(metric))
-        for name, metric in STAGES.items()
+        name: sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(metric) and label in line)
+        for name, (metric, label) in STAGES.items()
     }

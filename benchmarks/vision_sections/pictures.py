@@ -1,4 +1,4 @@
-"""Pictures like photographs (soft shapes, a little noise), each different, as JPEG in a data URL; and requests of them."""
+"""Pictures like photographs (soft shapes, a little noise), each different, as JPEG; and requests with them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from PIL import Image
 def picture(side: int, seed: int) -> bytes:
     """A square JPEG."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
-        (side, side), Image.Resampling.BICUBIC
-    )
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    coarse = coarse.resize((side, side), Image.Resampling.BICUBIC)
     grain = rng.integers(-6, 7, (side, side, 1), dtype=np.int16)
     pixels = np.clip(np.asarray(coarse, np.int16) + grain, 0, 255).astype(np.uint8)
     out = io.BytesIO()
