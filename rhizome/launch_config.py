@@ -13,6 +13,7 @@ from rhizome.models import DEFAULT_MODEL
 from services.gateway.config import GatewayConfig
 from services.scheduler.config import SchedulerConfig
 from services.tokenizer.config import TokenizerConfig
+from services.vision.config import VisionConfig
 from services.worker.config import WorkerConfig
 from shared.config import add_flags, flat_fields, from_namespace, new_parser, option
 from shared.errors import ConfigError
@@ -20,6 +21,7 @@ from shared.errors import ConfigError
 SERVICE_CONFIGS: dict[str, type] = {
     "gateway": GatewayConfig,
     "tokenizer": TokenizerConfig,
+    "vision": VisionConfig,
     "scheduler": SchedulerConfig,
     "worker": WorkerConfig,
 }
@@ -39,6 +41,9 @@ class LaunchConfig:
     nats_port: int = option(0, help="loopback port of the NATS server it starts; 0 = any free one", group="bus")
     num_gateways: int = option(1, help="gateways, on ports --port, --port + 1, ...", group="launcher")
     num_tokenizers: int = option(1, help="tokenizers", group="launcher")
+    num_vision: int = option(
+        1, help="vision instances, for models that take images; 0 = none, images are refused", group="launcher"
+    )
     num_engines: int = option(1, help="engines (copies of the model), each of --tp-size processes", group="launcher")
     tp_size: int = option(1, help="processes (GPUs) that share one copy of the model", group="launcher")
     log_dir: str = option(
@@ -50,6 +55,8 @@ class LaunchConfig:
         for name in ("num_gateways", "num_tokenizers", "num_engines", "tp_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: use a positive number")
+        if self.num_vision < 0:
+            raise ConfigError(f"--num-vision {self.num_vision}: use 0 or a positive number")
         if self.nats_url and self.nats_port:
             raise ConfigError("--nats-port is for the server that the launcher starts: leave it out with --nats-url")
 
@@ -61,6 +68,7 @@ class Launch:
     own: LaunchConfig
     gateway: GatewayConfig
     tokenizer: TokenizerConfig
+    vision: VisionConfig
     scheduler: SchedulerConfig
     worker: WorkerConfig
 
@@ -85,6 +93,7 @@ def parse(argv: Sequence[str] | None = None) -> Launch:
             from_namespace(LaunchConfig, args),
             from_namespace(GatewayConfig, args),
             from_namespace(TokenizerConfig, args),
+            from_namespace(VisionConfig, args),
             from_namespace(SchedulerConfig, args),
             from_namespace(WorkerConfig, args),
         )

@@ -56,12 +56,17 @@ def with_model(launch: Launch) -> Launch:
         ConfigError: it cannot be had.
     """
     from rhizome.models import resolve_model
+    from shared.media_config import load_media_config
 
     asked = launch.own.model_path
     folder = resolve_model(asked, console.say)
     name = launch.tokenizer.served_model_name or (folder.name if Path(asked).expanduser().is_dir() else asked)
+    takes_media = load_media_config(folder) is not None
+    dtype = launch.worker.dtype if launch.vision.vision_dtype == "auto" else launch.vision.vision_dtype
     return dataclasses.replace(
         launch,
+        own=dataclasses.replace(launch.own, num_vision=launch.own.num_vision if takes_media else 0),
+        vision=dataclasses.replace(launch.vision, model_path=str(folder), vision_dtype=dtype),
         tokenizer=dataclasses.replace(launch.tokenizer, model_path=str(folder), served_model_name=name),
         scheduler=dataclasses.replace(launch.scheduler, tokenizer_path=str(folder)),
         worker=dataclasses.replace(launch.worker, model_path=str(folder), served_model_name=name),
@@ -90,6 +95,8 @@ async def serve(launch: Launch) -> int:
             stop_timeout_s=common.drain_timeout_s + 5.0,
         )  # fmt: skip
         asked_to_stop = _stop_on_signals(supervisor.kill)
+        if launch.own.num_vision:
+            _share_memory(stack, launch, nats_url)
         await supervisor.start()
         welcome = asyncio.create_task(_welcome(launch, nats_url, supervisor.wait_ready))
         failed = asyncio.create_task(supervisor.wait_failed())
@@ -117,6 +124,23 @@ async def _start_nats(stack: AsyncExitStack, port: int) -> str:
     watch = asyncio.create_task(server.keep_running(console.say))
     stack.callback(watch.cancel)
     return url
+
+
+def _share_memory(stack: AsyncExitStack, launch: Launch, nats_url: str) -> None:
+    """Hold the deployment's folder in shared memory, so that at the end what killed processes left is removed."""
+    from shared.held_folder import HeldFolder, deployment_folder, memory_root, remove_abandoned, remove_all_abandoned
+
+    deployment = launch.gateway.common.deployment
+    root = memory_root(launch.vision.shared_memory_dir)
+    remove_all_abandoned(root, deployment)
+    memory = HeldFolder(deployment_folder(root, deployment, nats_url), alone=False)
+
+    def clean() -> None:
+        for i in range(launch.own.num_vision):
+            remove_abandoned(memory.path / f"vision-{i}", after_s=0.0)
+        memory.remove()
+
+    stack.callback(clean)
 
 
 async def _welcome(launch: Launch, nats_url: str, wait_ready: Callable[[], Awaitable[None]]) -> None:

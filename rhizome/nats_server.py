@@ -29,7 +29,14 @@ max_payload: {max_payload}
 max_pending: {max_pending}
 ports_file_dir: "{folder}"
 write_deadline: "10s"
+jetstream {{
+  store_dir: "{folder}/jetstream"
+  max_memory_store: {max_objects}
+  max_file_store: 16777216
+}}
 """
+OBJECTS_BYTES = 1024 * 1024 * 1024
+"""Most memory for objects (`shared.objects`); taken as they come."""
 
 
 def find_binary() -> str:
@@ -126,7 +133,13 @@ class EmbeddedNats:
             stale.unlink()
         config = folder / "nats.conf"
         config.write_text(
-            _CONFIG.format(port=self._port, max_payload=MAX_PAYLOAD_BYTES, max_pending=256 * 1024 * 1024, folder=folder)
+            _CONFIG.format(
+                port=self._port,
+                max_payload=MAX_PAYLOAD_BYTES,
+                max_pending=256 * 1024 * 1024,
+                folder=folder,
+                max_objects=OBJECTS_BYTES,
+            )
         )
         with self._log.open("ab") as out:
             # A session of its own: Ctrl-C in the terminal reaches the launcher, which stops it last.

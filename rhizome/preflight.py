@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rhizome.launch_config import Launch
 from shared.errors import ConfigError
+from shared.held_folder import memory_root
 from shared.model_config import load_model_config
 
 
@@ -31,6 +32,7 @@ def check_machine(launch: Launch) -> None:
         raise ConfigError(f"--api-key-file {gateway.api_key_file}: no such file")
     if own.log_dir:
         _check_log_dir(Path(own.log_dir))
+    memory_root(launch.vision.shared_memory_dir)
 
 
 def check_model(launch: Launch, folder: Path) -> None:

@@ -14,7 +14,7 @@ from rhizome.supervisor import ProcessSpec, UnitSpec
 from shared.config import to_argv
 
 _ROOT = Path(__file__).parents[1]
-_STOP_ORDER = ("gateway", "tokenizer", "scheduler", "worker")
+_STOP_ORDER = ("gateway", "tokenizer", "vision", "scheduler", "worker")
 """From the clients inwards: what is accepted is finished before the service that does the work goes."""
 
 
@@ -26,6 +26,7 @@ def units_of(launch: Launch, nats_url: str) -> list[UnitSpec]:
         make.single("gateway", i, dataclasses.replace(gateway, port=gateway.port + i)) for i in range(own.num_gateways)
     ]
     units += [make.single("tokenizer", i, launch.tokenizer) for i in range(own.num_tokenizers)]
+    units += [make.single("vision", i, launch.vision) for i in range(own.num_vision)]
     units.append(make.single("scheduler", 0, launch.scheduler))
     units += [make.engine(i, launch) for i in range(own.num_engines)]
     return units

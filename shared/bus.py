@@ -22,6 +22,7 @@ from nats.micro.service import ServiceConfig
 
 from shared import __version__
 from shared.errors import ConfigError, TooLarge, Unavailable
+from shared.objects import LocalObjects, NatsObjects, ObjectStore
 from shared.wire import MAX_PAYLOAD_BYTES
 
 Handler = Callable[[bytes, str], Awaitable[None]]
@@ -30,8 +31,8 @@ Handler = Callable[[bytes, str], Awaitable[None]]
 PENDING_BYTES = 64 * 1024 * 1024
 
 
-class Bus(Protocol):
-    """Publish, request-reply, subscribe."""
+class Bus(ObjectStore, Protocol):
+    """Publish, request-reply, subscribe; and objects that are too large for a message."""
 
     @property
     def max_payload_bytes(self) -> int:
@@ -77,6 +78,7 @@ class NatsBus:
 
     def __init__(self, client: Client) -> None:
         self._nc = client
+        self._objects = NatsObjects(client)
         self._micro: list[Any] = []
 
     @classmethod
@@ -186,6 +188,15 @@ class NatsBus:
         except nats.errors.Error as fault:
             raise Unavailable(f"message bus: {fault}") from fault
 
+    async def put_object(self, bucket: str, name: str, data: bytes, ttl_s: float) -> None:
+        await self._objects.put_object(bucket, name, data, ttl_s)
+
+    async def get_object(self, bucket: str, name: str) -> bytes:
+        return await self._objects.get_object(bucket, name)
+
+    async def delete_object(self, bucket: str, name: str) -> None:
+        await self._objects.delete_object(bucket, name)
+
     async def announce(self, service: str, instance: str, endpoints: dict[str, str]) -> None:
         config = ServiceConfig(
             name=f"rhizome-{service}", version=__version__, metadata={"instance": instance, **endpoints}
@@ -200,10 +211,11 @@ class NatsBus:
         await self._nc.close()
 
 
-class LocalBus:
+class LocalBus(LocalObjects):
     """The same behaviour inside one event loop, without a server."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._subs: list[_LocalSub] = []
         self._inbox = itertools.count()
         self.announced: list[tuple[str, str]] = []

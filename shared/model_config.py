@@ -1,7 +1,8 @@
 """Hyper-parameters of a checkpoint in Hugging Face format, read without torch.
 
 Reads config.json (spellings of transformers 4 and 5) and generation_config.json. Used by the tokenizer (context
-length, EOS, sampling defaults) and by the worker (shapes).
+length, EOS, sampling defaults) and by the worker (shapes). Of a vision-language checkpoint the language model is read
+(`text_config.py`); the rest is in `media_config`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from shared.errors import ConfigError
+from shared.json_file import read_json_object
 from shared.moe_config import MoeConfig, moe_config
 from shared.sampling import NEUTRAL, SamplingParams
+from shared.text_config import text_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,11 @@ class RopeScaling:
     kind: str = "default"
     """default, linear, dynamic, llama3 or yarn."""
     params: dict[str, Any] = field(default_factory=dict)
-    """factor, low_freq_factor, high_freq_factor, original_max_position_embeddings, ..."""
+    """factor, low_freq_factor, high_freq_factor, original_max_position_embeddings, ...
+
+    With positions of three dimensions: `mrope_section`, how many frequencies turn by time, height and width, and
+    `mrope_interleaved`, whether they alternate instead of following each other.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,8 @@ class ModelConfig:
     """Shapes and switches of a decoder-only model."""
 
     architecture: str
-    """First entry of `architectures`, for example LlamaForCausalLM."""
+    """First entry of `architectures`, for example LlamaForCausalLM; of a vision-language model that of its text-only
+    sibling."""
     model_type: str
     vocab_size: int
     hidden_size: int
@@ -59,7 +65,8 @@ class ModelConfig:
     moe: MoeConfig | None
     """None: every layer is dense."""
     raw: dict[str, Any]
-    """config.json as it is, for families with fields of their own."""
+    """config.json as it is (of a vision-language model the language model's part), for families with fields of their
+    own."""
 
 
 def load_model_config(model_path: str | Path, context_length: int | None = None) -> ModelConfig:
@@ -73,10 +80,10 @@ def load_model_config(model_path: str | Path, context_length: int | None = None)
         ConfigError: no such directory, unreadable JSON, a required field is missing, or `context_length` too long.
     """
     folder = Path(model_path)
-    raw = _read_json(folder / "config.json", required=True)
-    generation = _read_json(folder / "generation_config.json", required=False)
+    raw = read_json_object(folder / "config.json", required=True)
+    generation = read_json_object(folder / "generation_config.json")
     try:
-        return _build(raw, generation, context_length)
+        return _build(text_config(raw), generation, context_length)
     except KeyError as fault:
         raise ConfigError(f"{folder}/config.json has no {fault.args[0]!r}: not a decoder-only checkpoint?") from fault
     except (TypeError, ValueError, ArithmeticError, AttributeError) as fault:
@@ -128,6 +135,8 @@ def _rope(raw: dict[str, Any]) -> RopeScaling:
     merged = {**scaling, **params}
     kind = merged.pop("rope_type", merged.pop("type", "default"))
     merged.pop("type", None)
+    if kind == "mrope":  # what older files call the plain frequencies of positions of three dimensions
+        kind = "default"
     merged.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings", 2048))
     return RopeScaling(theta=theta, kind=kind, params=merged)
 
@@ -146,17 +155,3 @@ def _sampling_defaults(generation: dict[str, Any]) -> SamplingParams:
         min_p=float(given("min_p", 0.0)),
         repetition_penalty=float(given("repetition_penalty", 1.0)),
     )
-
-
-def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            raise ConfigError(f"{path} does not exist: --model-path needs a directory in Hugging Face format")
-        return {}
-    try:
-        value = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as fault:
-        raise ConfigError(f"{path} is not JSON: {fault}") from fault
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} is not a JSON object")
-    return value

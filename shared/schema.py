@@ -277,10 +277,16 @@ def _union(args: tuple[Any, ...], extra: str) -> Converter:
     members = [(a, _converter(a, extra)) for a in args]
     others = [m for m in members if m[0] is not type(None)]
     nullable = len(others) < len(members)
+    by_type = {kind: conv for member, conv in others if (kind := _type_tag(member)) is not None}
 
     def convert(value: Any, path: str) -> Any:
         if value is None and nullable:
             return None
+        if len(by_type) == len(others) and isinstance(value, dict):
+            kind = value.get("type")
+            if not isinstance(kind, str) or kind not in by_type:
+                raise _mismatch(f"{path}.type" if path else "type", " or ".join(map(repr, by_type)), kind)
+            return by_type[kind](value, path)
         faults: list[InvalidRequest] = []
         for _, conv in others:
             try:
@@ -295,6 +301,14 @@ def _union(args: tuple[Any, ...], extra: str) -> Converter:
         raise best
 
     return convert
+
+
+def _type_tag(tp: Any) -> str | None:
+    """The one value of a dataclass's field `type`, by which it is told from the other members of a union."""
+    if not dataclasses.is_dataclass(tp) or not isinstance(tp, type) or "type" not in (own := hints(tp)):
+        return None
+    values = get_args(own["type"]) if get_origin(own["type"]) is Literal else ()
+    return values[0] if len(values) == 1 else None
 
 
 def _name(tp: Any) -> str:

@@ -6,11 +6,14 @@ taken, and the caller falls back on the table.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from rhizome.lang.chat_template import ChatTemplate
 
-Render = Callable[[list[dict[str, str]]], Awaitable[str]]
+Render = Callable[[list[dict[str, Any]]], Awaitable[str]]
+_PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 _S, _U, _A, _U2, _A2 = "Zq0 rule.", "Zq1 ask?", "Zq2 say.", "Zq3 ask?", "Zq4 say."
 
 
@@ -18,7 +21,8 @@ async def probe_template(render: Render, name: str) -> ChatTemplate | None:
     """The template, or None when it cannot be told from texts.
 
     Args:
-        render: text of a conversation, without the opening of a next turn and without a beginning-of-text token.
+        render: text of a conversation, without the opening of a next turn and without a beginning-of-text token; empty
+            where the server refuses it.
     """
     system = {"role": "system", "content": _S}
     user, answer = {"role": "user", "content": _U}, {"role": "assistant", "content": _A}
@@ -53,7 +57,10 @@ async def probe_template(render: Render, name: str) -> ChatTemplate | None:
         return None
     roles["system"] = (system_before, system_after)
     template = ChatTemplate(name, roles, default, first_prefix=first)
-    return template if await _holds(template, render) else None
+    if not await _holds(template, render):
+        return None
+    image_token = await _image_token(template, render)
+    return dataclasses.replace(template, image_token=image_token) if image_token else template
 
 
 async def _holds(template: ChatTemplate, render: Render) -> bool:
@@ -63,6 +70,16 @@ async def _holds(template: ChatTemplate, render: Render) -> bool:
         if compose(template, messages) != await render(messages):
             return False
     return True
+
+
+async def _image_token(template: ChatTemplate, render: Render) -> str:
+    """What stands for a picture before a user's text; "" where the model takes none."""
+    parts = [{"type": "image_url", "image_url": {"url": _PIXEL}}, {"type": "text", "text": _U}]
+    text = await render([{"role": "user", "content": parts}])
+    before, after = compose(template, [{"role": "user", "content": _U}]).split(_U, 1)
+    if not (text.startswith(before) and text.endswith(_U + after)):
+        return ""
+    return text[len(before) : len(text) - len(_U + after)]
 
 
 def compose(template: ChatTemplate, messages: list[dict[str, str]]) -> str:

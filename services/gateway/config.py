@@ -23,7 +23,12 @@ class GatewayConfig:
         (), help="key that clients send as `Authorization: Bearer KEY`, repeatable", group="access"
     )
     api_key_file: str = option("", help="file with one API key a line", group="access", metavar="FILE")
-    max_body_bytes: int = option(8 * 1024 * 1024, help="largest request body", group="limits")
+    max_body_bytes: int = option(64 * 1024 * 1024, help="largest request body, images in it included", group="limits")
+    max_media_per_request: int = option(64, help="images and videos in one request", group="media")
+    shared_memory_dir: str = option(
+        "", help="where processes of this host share media and embeddings (default: /dev/shm, else the directory for "
+        "temporary files)", group="media", metavar="DIR",
+    )  # fmt: skip
     max_inflight_requests: int = option(
         1024, help="generations running at once (every prompt and every choice counts); over it: 429", group="limits"
     )
@@ -33,6 +38,9 @@ class GatewayConfig:
     accept_timeout_s: float = option(
         30.0, help="seconds a tokenizer and a scheduler may take to queue a request", group="limits"
     )
+    media_timeout_s: float = option(
+        120.0, help="seconds that fetching and encoding the images and videos of a request may take", group="limits"
+    )
     max_queued_deltas: int = option(
         4096, help="stream deltas that wait for a slow client before it is dropped", group="limits"
     )
@@ -40,7 +48,8 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port}: use 0 to 65535")
-        for name in ("max_body_bytes", "max_inflight_requests", "max_prompts_per_request", "max_n",
-                     "request_timeout_s", "accept_timeout_s", "max_queued_deltas", "keepalive_s"):  # fmt: skip
+        for name in ("max_body_bytes", "max_media_per_request", "max_inflight_requests", "max_prompts_per_request",
+                     "max_n", "request_timeout_s", "accept_timeout_s", "media_timeout_s", "max_queued_deltas",
+                     "keepalive_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")

@@ -11,6 +11,7 @@ from aiohttp import web
 from services.gateway.backend import Backend
 from services.gateway.call import Call
 from services.gateway.config import GatewayConfig
+from services.gateway.media import MediaReferences, hand_over
 from services.gateway.record import record_of
 from services.gateway.streams import StreamTable
 from shared import messages as m
@@ -23,8 +24,17 @@ class Core:
     config: GatewayConfig
     backend: Backend
     table: StreamTable
+    media: MediaReferences
     instance: str
     """Id of this gateway."""
+
+    async def by_reference(self, generations: list[m.GenerateRequest]) -> list[m.GenerateRequest]:
+        """The generations with their large images and videos kept where vision finds them.
+
+        Raises:
+            RhizomeError: a URL is wrong, there are too many, or they cannot be kept.
+        """
+        return await hand_over(generations, self.media, self.config.max_media_per_request)
 
     def call(self, request: web.Request, generations: list[m.GenerateRequest], timeout_s: float) -> Call:
         """A call whose connection is cut when its client no longer reads."""

@@ -15,6 +15,7 @@ from services.gateway.core import Core, json_response
 from services.gateway.grammar import grammar_of
 from services.gateway.logprobs import native_logprobs, native_top_logprobs
 from services.gateway.native_bodies import GenerateBody, NativeSampling
+from services.gateway.native_media import native_media
 from services.gateway.record import Record, record_of
 from services.gateway.refused import is_empty
 from services.gateway.responses import AbortFinish, Generation, LengthFinish, MetaInfo, StopFinish
@@ -40,8 +41,8 @@ class NativeGenerate:
     async def post(self, request: web.Request) -> web.StreamResponse:
         body = parse_generate(await read_object(request))
         record = record_of(request)
-        batch = isinstance(body.text, list) or bool(body.input_ids and isinstance(body.input_ids[0], list))
-        generations = self.generations(body, record)
+        batch = is_batch(body)
+        generations = await self._core.by_reference(self.generations(body, record))
         many = batch or len(generations) > 1
         render = NativeRender(generations, record, bool(body.return_text_in_logprobs), many)
         async with self._core.call(request, generations, rq.deadline_s(body.timeout_s, self._core.config)) as call:
@@ -69,6 +70,7 @@ class NativeGenerate:
         starts = _per_prompt(body.logprob_start_len, count, "logprob_start_len", -1)
         tops = _per_prompt(body.top_logprobs_num, count, "top_logprobs_num", 0)
         requests: list[m.GenerateRequest] = []
+        media = native_media(body.image_data, body.video_data, count, batch=is_batch(body))
         for i, (prompt, rid) in enumerate(zip(prompts, _rids(body.rid, count, record), strict=True)):
             sampling = rq.native_sampling(samplings[i], DEFAULT_MAX_NEW_TOKENS)
             rq.check_seed_range(sampling.seed, n)
@@ -88,9 +90,15 @@ class NativeGenerate:
                 cache_salt=body.cache_salt or "",
                 timeout_s=rq.deadline_s(body.timeout_s, config),
                 grammar=grammar_of(samplings[i], "sampling_params."),
+                media=media[i],
             )
             requests += rq.fan_out(base, [prompt], n)
         return requests
+
+
+def is_batch(body: GenerateBody) -> bool:
+    """Whether there are several prompts, be it one in a list."""
+    return isinstance(body.text, list) or bool(body.input_ids and isinstance(body.input_ids[0], list))
 
 
 def parse_generate(raw: dict[str, Any]) -> GenerateBody:
@@ -177,6 +185,7 @@ class NativeRender:
             prompt_tokens=prompt.prompt_tokens if prompt else 0,
             completion_tokens=result.completion_tokens,
             cached_tokens=prompt.cached_tokens if prompt else 0,
+            image_tokens=prompt.image_tokens if prompt else 0,
             e2e_latency=time.perf_counter() - self._record.arrived_s,
         )
         if asked.return_logprob:

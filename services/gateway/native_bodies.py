@@ -49,6 +49,11 @@ class GenerateBody:
 
     text: str | list[str] | None = about("Prompt, or prompts of a batch.")
     input_ids: list[int] | list[list[int]] | None = about("Prompt as token ids, or prompts of a batch.")
+    image_data: str | list[str | list[str]] | None = about(
+        "Images of the prompt, one for each of the model's placeholders in it: URLs or base64. For a batch a list with "
+        "the images of each prompt, or one image each."
+    )
+    video_data: str | list[str | list[str]] | None = about("Videos, likewise.")
     sampling_params: NativeSampling | list[NativeSampling] | None = about("For all, or one per prompt.")
     return_logprob: bool | list[bool] | None = about("Return log probabilities; for all, or one per prompt.")
     logprob_start_len: int | list[int] | None = about(

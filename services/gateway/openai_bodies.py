@@ -57,10 +57,45 @@ def about(help_: str, default: Any = None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """A piece of message content. Text is the only type."""
+    """A piece of message content."""
 
     type: Literal["text"]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUrl:
+    """Where an image is."""
+
+    url: str = dataclasses.field(metadata={"help": "http(s) URL, or data URL with base64."})
+    detail: Literal["auto", "low", "high"] | None = about(
+        "low: few tokens. auto (default) and high: as large as the model takes it."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image, for models that see."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl | str
+
+
+@dataclass(frozen=True, slots=True)
+class VideoUrl:
+    """Where a video is, and how much of it is looked at."""
+
+    url: str = dataclasses.field(metadata={"help": "http(s) URL, or data URL with base64."})
+    fps: float | None = about("Frames a second that are looked at (default: the model's own).")
+    max_frames: int | None = about("Most frames that are looked at.")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPart:
+    """A video, for models that take them: frames of it."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +103,7 @@ class ChatMessage:
     """One turn of the conversation."""
 
     role: Role
-    content: str | list[TextPart] | None = None
+    content: str | list[TextPart | ImagePart | VideoPart] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = about("Earlier calls of the assistant, handed to the chat template.")
     tool_call_id: str | None = about("The call that a tool message answers, handed to the chat template.")

@@ -52,7 +52,7 @@ class ChatCompletions:
         record = record_of(request)
         record.rid, record.user = rq.check_rid(body.rid, record.rid), body.user
         n = rq.check_n(body.n, self._core.config.max_n)
-        generations = self.generations(body, record.rid, n)
+        generations = await self._core.by_reference(self.generations(body, record.rid, n))
         model = resolve_model(body.model, self._core.backend.services()).id
         id_, created = f"chatcmpl-{record.rid}", int(time.time())
         timeout_s = rq.deadline_s(body.timeout_s, self._core.config)

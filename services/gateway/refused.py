@@ -29,7 +29,7 @@ CHAT: Neutral = {
     "functions": (),
     "function_call": ("none", "auto"),
     "audio": (),
-    "modalities": (["text"],),
+    "modalities": (["text"], ["image"], ["multi-images"], ["video"]),
     "web_search_options": (),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),

@@ -19,6 +19,8 @@ class PromptTokensDetails:
     """Where prompt tokens came from."""
 
     cached_tokens: int
+    image_tokens: int = 0
+    """Of the prompt's tokens, those of images and videos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ class MetaInfo:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    image_tokens: int
+    """Of the prompt's tokens, those of images and videos."""
     e2e_latency: float
     """Seconds since the request arrived."""
     input_token_logprobs: list[LogprobEntry] | None = None

@@ -17,15 +17,20 @@ from services.gateway.auth import ApiKeys
 from services.gateway.config import GatewayConfig
 from services.gateway.core import Core
 from services.gateway.http_log import server_logger
+from services.gateway.media import MediaReferences, has_media
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.streams import StreamTable, lost
 from shared import messages as m
 from shared import wire
 from shared.actor import Actor
+from shared.blobs import Blobs
 from shared.errors import ConfigError, Unavailable
+from shared.held_folder import HeldFolder, deployment_folder, memory_root
 from shared.peers import Peers
 
 TOKENIZE_TIMEOUT_S = 10.0
+SWEEP_S = 10.0
+"""Often enough that a held folder never counts as abandoned."""
 CONTROL_TIMEOUT_S = 5.0
 SCRAPE_TIMEOUT_S = 1.0
 CLOSE_S = 1.0
@@ -47,7 +52,9 @@ class GatewayService:
         metrics.watch_in_flight(self.table.__len__)
         self.peers = Peers(self._on_lost)
         self._lost: dict[str, str] = {}
-        core = Core(config, self, self.table, self.actor.id)
+        self._memory: HeldFolder | None = None
+        self._media = MediaReferences(self._open_blobs, self._memories)
+        core = Core(config, self, self.table, self._media, self.actor.id)
         app = build_app(core, ApiKeys.load(config.api_key, config.api_key_file), metrics, self.actor.log)
         self.runner = web.AppRunner(
             app,
@@ -78,7 +85,23 @@ class GatewayService:
         except OSError as fault:
             raise ConfigError(_bind_fault(self._config, fault)) from fault
         await self.actor.set_state("ready")
+        self.actor.spawn(self._sweep_forever())
         self.actor.spawn(self._say_where())  # runs when the actor has its signal handlers: who reads it may signal
+
+    def _open_blobs(self) -> Blobs:
+        common, root = self._config.common, memory_root(self._config.shared_memory_dir)
+        self._memory = HeldFolder(deployment_folder(root, common.deployment, common.nats_url), alone=False)
+        return Blobs(self._memory, self.actor.bus, common.deployment)
+
+    def _memories(self) -> list[str]:
+        return [beat.facts.memory for beat in self.peers.of("vision", None) if beat.facts is not None]
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            if self._memory is not None:
+                self._memory.touch()
+            await self._media.sweep()
 
     async def _say_where(self) -> None:
         self.actor.log.info("listening", url=f"http://{self._config.host}:{self.port}")
@@ -93,6 +116,8 @@ class GatewayService:
         except TimeoutError:
             self.table.fail_all(Unavailable("this gateway is shutting down: retry"))
         await self.runner.cleanup()
+        if self._memory is not None:
+            self._memory.remove()
 
     async def stop(self) -> None:
         """Drain, say goodbye and disconnect."""
@@ -107,6 +132,8 @@ class GatewayService:
 
     async def submit(self, request: m.GenerateRequest) -> m.Accepted:
         timeout_s = self._config.accept_timeout_s
+        if request.media or (request.chat is not None and has_media(request.chat)):
+            timeout_s += self._config.media_timeout_s
         accepted = await self.actor.ask(self.actor.subjects.generate, request, m.Accepted, timeout_s)
         for owner in (accepted.tokenizer_id, accepted.scheduler_id):
             if owner in self._lost and not self._is_alive(owner):  # it died while its answer was on the way

@@ -84,6 +84,7 @@ class Stream:
     """Number of the tokenizer's ledger that its answer told."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    image_tokens: int = 0
     completion_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     next_seq: int = 0
@@ -157,6 +158,7 @@ class StreamTable:
             stream.next_seq += 1
             if delta.prompt is not None:
                 stream.prompt_tokens, stream.cached_tokens = delta.prompt.prompt_tokens, delta.prompt.cached_tokens
+                stream.image_tokens = delta.prompt.image_tokens
             if delta.token_ids:
                 stream.token_ids += delta.token_ids
                 self._time(stream, len(delta.token_ids), now)

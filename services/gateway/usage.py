@@ -17,4 +17,5 @@ def usage_of(streams: Sequence[Stream], n: int) -> Usage:
     prompt = sum(group[0].prompt_tokens for group in groups)
     cached = sum(min(s.cached_tokens for s in group) for group in groups)
     completion = sum(s.completion_tokens for s in streams)
-    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
+    images = sum(group[0].image_tokens for group in groups)
+    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached, images))

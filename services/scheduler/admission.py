@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from services.scheduler import forced_runs
 from services.scheduler.plan_draft import Extend, PlanDraft
+from services.scheduler.prompt_media import PromptMedia
 from services.scheduler.request import Req
 from services.scheduler.rows import RowTable
+from shared.errors import RhizomeError
 
 if TYPE_CHECKING:
     from services.scheduler.engine import Engine
@@ -96,11 +98,15 @@ def admit(engine: Engine, draft: PlanDraft, room: int, now_s: float) -> None:
     with engine.stages.measure("order"):
         order = engine.queue.ordered(now_s, pool.match_len)
     under_way = PromptsUnderWay(engine, draft)
+    engine.media.begin_round()
     postponed = 0
     for req in order:
         if room <= 0 or rows.free_rows == 0 or postponed > MAX_POSTPONED:
             return
         if under_way.soon_cached(req, pool.match_len(req)):
+            postponed += 1
+            continue
+        if req.media is not None and not _has_media(engine, req, req.media):
             postponed += 1
             continue
         cached = pool.lock_prefix(req)
@@ -114,6 +120,15 @@ def admit(engine: Engine, draft: PlanDraft, room: int, now_s: float) -> None:
         room -= _start(engine, draft, req, cached, pages, room)
         under_way.add(draft.extends[-1])
         expected += engine.budget.expected_of(req)
+
+
+def _has_media(engine: Engine, req: Req, media: PromptMedia) -> bool:
+    """Whether the images and videos that must be computed are at hand; a request that cannot have them has failed."""
+    try:
+        return engine.media.ready(media.wanted(engine.pool.match_len(req)).values())
+    except RhizomeError as fault:
+        engine.fail(req, fault)
+        return False
 
 
 def _start(engine: Engine, draft: PlanDraft, req: Req, cached: I32, count: int, room: int) -> int:
@@ -134,6 +149,9 @@ def _start(engine: Engine, draft: PlanDraft, req: Req, cached: I32, count: int, 
     draft.add_pages(np.full(len(pages), row, np.int32), pages)
     rows.disp_len[row] = prefix_len
     req.admitted = engine.admitted(req)
+    if req.media is not None:
+        req.pinned = tuple(req.media.wanted(prefix_len))
+        engine.media.pin(req.pinned)
     taken = engine.extend(draft, req, room)
     if not rows.decoding[row]:
         engine.prefilling.append(req)

@@ -20,6 +20,7 @@ from services.scheduler.config import SchedulerConfig
 from services.scheduler.kv_events import KvEventLog
 from services.scheduler.lost_steps import LostSteps
 from services.scheduler.mask_bank import MaskBank
+from services.scheduler.media_bank import MediaBank
 from services.scheduler.outbox import Outbox
 from services.scheduler.plan_draft import NONE, Extend, InFlight, PlanDraft
 from services.scheduler.pool import Pool
@@ -62,6 +63,7 @@ class Engine:
             share_prefixes=not config.disable_radix_cache, observer=self.kv_log,
         )  # fmt: skip
         self.mask_bank = MaskBank(info.mask_slots, info.vocab_size)
+        self.media = MediaBank(info.engine_id, session, info.tp_size, info.media_bytes, clock)
         self.queue = WaitingQueue(config.schedule_policy, config.starvation_limit_s)
         self.prefilling: list[Req] = []
         """Admitted, prompt not completely dispatched; in order of admission."""
@@ -104,6 +106,7 @@ class Engine:
     def end(self, req: Req) -> None:
         """The request has had its last word. Its row is freed as soon as no plan touches it."""
         req.done = True
+        self._unpin(req)
         self._on_end(req)
         self.queue.remove(req)
         if req in self.prefilling:
@@ -133,6 +136,7 @@ class Engine:
         for req in running:
             self.pool.rows.detach(req)
             req.node = None
+            req.pinned = ()
             req.queued_since_s = self.clock()
             req.losses += failed
         return running + self.queue.take_all()
@@ -158,11 +162,11 @@ class Engine:
         if draft.empty:
             return None
         with self.stages.measure("plan"):
-            plan, record = draft.finish(
-                self.info.engine_id, self.session, self.seq, self.pool.rows, self._last_decode, now
-            )
+            plan, record = draft.finish(self.session, self.seq, self.pool.rows, self.media, self._last_decode, now)
             self.pool.rows.in_flight[record.touched] += 1
             for extend in draft.extends:
+                if extend.req.pinned and extend.ends_prompt:
+                    self._unpin(extend.req)
                 if not extend.req.done:
                     self.pool.share_computed(extend.req, extend.start + extend.count)
             self._last_decode = draft.decode
@@ -207,6 +211,7 @@ class Engine:
         if req in self.prefilling:
             self.prefilling.remove(req)
         req.retracting = True
+        self._unpin(req)
         self.release_if_idle(req.row)
 
     def release_if_idle(self, row: int) -> None:
@@ -288,6 +293,10 @@ class Engine:
             if self.pool.rows.decoding[req.row]:
                 self.prefilling.remove(req)
         return room
+
+    def _unpin(self, req: Req) -> None:
+        self.media.unpin(req.pinned)
+        req.pinned = ()
 
     def _end_now(self, req: Req) -> None:
         row = req.row

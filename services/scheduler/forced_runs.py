@@ -17,6 +17,7 @@ import numpy.typing as npt
 from services.scheduler.constraint import CONTEXT_TOKENS, Constraint
 from services.scheduler.grammar import GrammarOverrun
 from services.scheduler.plan_draft import Extend, InFlight, PlanDraft
+from services.scheduler.prompt_media import words_behind_media
 from services.scheduler.request import Req
 from shared import messages as m
 
@@ -65,7 +66,7 @@ def look_ahead(engine: Engine, req: Req) -> None:
     assert req.constraint is not None
     constraint, known = req.constraint, int(rows.known_len[row])
     most = int(rows.max_new[row] - rows.out_known[row]) - 1
-    context = rows.tokens[row, max(0, known - CONTEXT_TOKENS) : known].tolist()
+    context = words_behind_media(rows.tokens[row, max(0, known - CONTEXT_TOKENS) : known]).tolist()
     rows.slow[row] = constraint.slow
     rows.waiting[row] = constraint.busy > 0 or (constraint.slow and not constraint.caught_up)
     if rows.waiting[row]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from services.scheduler.media_bank import MediaBank
 from services.scheduler.page_allocator import page_runs
 from services.scheduler.request import Req
 from services.scheduler.rows import RowTable
@@ -80,9 +81,10 @@ class PlanDraft:
             self._pages.append(pages)
 
     def finish(
-        self, engine_id: str, session: str, seq: int, table: RowTable, last_decode: I32, now_s: float
+        self, session: str, seq: int, table: RowTable, media: MediaBank, last_decode: I32, now_s: float
     ) -> tuple[m.StepPlan, InFlight]:
         """The message, and the record of it. `last_decode` = the decode rows of the plan before."""
+        drops = media.take_drops()
         ext_rows = np.array([e.row for e in self.extends], np.int32)
         sampled_ext = np.array([e.row for e in self.extends if e.sample], np.int32)
         page_rows, page_starts, page_lens = (
@@ -92,9 +94,10 @@ class PlanDraft:
         masked = sampled[table.constrained[sampled]]
         same = len(self.decode) == len(last_decode) and bool((self.decode == last_decode).all())
         plan = m.StepPlan(
-            engine_id=engine_id, session=session, seq=seq, new_rows=self.new_rows,
+            engine_id=media.engine_id, session=session, seq=seq, new_rows=self.new_rows,
             page_rows=page_rows, page_starts=page_starts, page_lens=page_lens,
             decode_rows=None if same and seq else self.decode, masked_rows=masked if len(masked) else None,
+            drop_media=np.array(drops, np.int32) if drops else None,
         )  # fmt: skip
         record = InFlight(
             seq=seq,
@@ -107,7 +110,11 @@ class PlanDraft:
             sent_s=now_s,
             masked=[Masked(row, _owner(table, row), int(table.out_sent[row])) for row in masked.tolist()],
         )
-        return (self._with_extends(plan, ext_rows, table) if self.extends else plan), record
+        if self.extends:
+            plan = self._with_extends(plan, ext_rows, table)
+        if any(e.req.media is not None for e in self.extends):
+            plan = self._with_media(plan, media)
+        return plan, record
 
     def _with_extends(self, plan: m.StepPlan, ext_rows: I32, table: RowTable) -> m.StepPlan:
         lp_starts = ext_next = None
@@ -128,6 +135,31 @@ class PlanDraft:
             ext_next=ext_next,
             ext_forced=forced if forced.any() else None,
         )
+
+    def _with_media(self, plan: m.StepPlan, media: MediaBank) -> m.StepPlan:
+        """Placeholders for the cache's ids of media, where their embeddings are, and positions of three dimensions."""
+        assert plan.ext_tokens is not None
+        tokens, ext_next = plan.ext_tokens.copy(), None if plan.ext_next is None else plan.ext_next.copy()
+        runs: list[tuple[int, int, int, int]] = []
+        three = any(e.req.media is not None and e.req.media.turns(e.start, e.count) for e in self.extends)
+        positions = np.empty((3, len(tokens)), np.int32) if three else None
+        at = 0
+        for i, e in enumerate(self.extends):
+            part = slice(at, at + e.count)
+            prompt = e.req.media
+            if prompt is not None:
+                tokens[part] = prompt.ids(tokens[part], e.start)
+                if ext_next is not None and ext_next[i] < -1:
+                    ext_next[i : i + 1] = prompt.ids(ext_next[i : i + 1], e.start + e.count)
+                runs += [(at + a, n, media.slot(key), first) for a, n, key, first in prompt.runs(e.start, e.count)]
+            if positions is not None:
+                along = np.arange(e.start, e.start + e.count, dtype=np.int32)
+                positions[:, part] = along if prompt is None else prompt.positions_of(e.start, e.count)
+            at += e.count
+        return dataclasses.replace(
+            plan, ext_tokens=tokens, ext_next=ext_next, ext_positions=positions,
+            ext_media=np.array(runs, np.int32) if runs else None,
+        )  # fmt: skip
 
 
 def _owner(table: RowTable, row: int) -> Req:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.scheduler.constraint import Constraint
+from services.scheduler.prompt_media import PromptMedia
 from services.scheduler.radix_cache import RadixCache, RadixNode
 from shared import messages as m
 from shared.grammar import GrammarSpec
@@ -75,23 +76,29 @@ class Req:
     """Set once the grammar is compiled; until then the request is on no engine."""
     eos_ids: frozenset[int] = frozenset()
     """What ends a text that a grammar says is complete."""
+    media: PromptMedia | None = None
+    """Images and videos in the prompt."""
+    pinned: tuple[str, ...] = ()
+    """Of them, what the engine's ranks must keep for it."""
     losses: int = 0
     """Engines that failed while it ran; a request that takes engines down is not tried for ever."""
 
     @classmethod
-    def from_message(cls, msg: m.TokenizedRequest, now_s: float) -> Req:
+    def from_message(cls, msg: m.TokenizedRequest, now_s: float, ids: I32 | None = None) -> Req:
+        """ids: those of `msg` with names for its images and videos (`MediaNames.key_ids`), where it has any."""
         stop_ids = set(msg.sampling.stop_token_ids)
         if not msg.sampling.ignore_eos or msg.grammar is not None:  # a complete text allows nothing else
             stop_ids |= set(msg.eos_token_ids)
         assert msg.sampling.max_new_tokens is not None
         return cls(
-            rid=msg.rid, tokenizer_id=msg.tokenizer_id, handle=msg.handle, ids=msg.input_ids,
+            rid=msg.rid, tokenizer_id=msg.tokenizer_id, handle=msg.handle, ids=msg.input_ids if ids is None else ids,
             prompt_len=len(msg.input_ids), sampling=msg.sampling, max_new_tokens=msg.sampling.max_new_tokens,
             stop_ids=frozenset(stop_ids), return_logprob=msg.return_logprob, top_logprobs_num=msg.top_logprobs_num,
             logprob_start=msg.logprob_start_len if msg.return_logprob else -1, priority=msg.priority,
             cache_salt=msg.cache_salt, arrived_s=now_s, queued_since_s=now_s,
             deadline_s=now_s + msg.timeout_s if msg.timeout_s else float("inf"), grammar=msg.grammar,
             eos_ids=frozenset(msg.eos_token_ids),
+            media=PromptMedia(msg.media, msg.input_ids, msg.positions, msg.position_delta) if msg.media else None,
         )  # fmt: skip
 
     @property
@@ -118,9 +125,14 @@ class Req:
             repetition_penalty=_given(s.repetition_penalty, 1.0), seed=s.seed, num_generated=self.num_generated,
             min_new_tokens=least, stop_ids=sorted(self.stop_ids) if least else [],
             logit_bias=s.logit_bias, return_logprob=self.return_logprob, top_logprobs_num=self.top_logprobs_num,
-            history_ids=self.ids[: self.prompt_len].tolist() if s.repetition_penalty not in (None, 1.0) else [],
+            position_delta=0 if self.media is None else self.media.position_delta,
+            history_ids=self._history() if s.repetition_penalty not in (None, 1.0) else [],
             output_ids=self.ids[self.prompt_len :].tolist() if penalised else [],
         )  # fmt: skip
+
+    def _history(self) -> list[int]:
+        ids = self.ids[: self.prompt_len]
+        return (ids if self.media is None else self.media.ids(ids, 0)).tolist()
 
 
 def _given(value: float | None, default: float) -> float:

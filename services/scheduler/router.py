@@ -21,6 +21,8 @@ def choose(engines: Iterable[Engine], req: Req) -> Engine | None:
     for engine in engines:
         if req.grammar is not None and not engine.info.mask_slots:
             continue
+        if req.media is not None and not engine.info.media_bytes:
+            continue
         if engine.info.state != "ready" or engine.capacity_tokens < req.prompt_len + req.max_new_tokens:
             continue
         cost = len(req.ids) - engine.pool.match_len(req) + LOAD_WEIGHT * engine.load_tokens

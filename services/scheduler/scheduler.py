@@ -15,7 +15,9 @@ from services.scheduler.config import SchedulerConfig
 from services.scheduler.constraint import CONTEXT_TOKENS, Constraint
 from services.scheduler.engine import Engine
 from services.scheduler.grammar import Grammar
+from services.scheduler.media_names import MediaNames
 from services.scheduler.outbox import Outbox
+from services.scheduler.prompt_media import words_behind_media
 from services.scheduler.request import Req
 from services.scheduler.stages import Stages
 from services.scheduler.totals import Totals
@@ -49,6 +51,7 @@ class Scheduler:
         self.outbox = Outbox(scheduler_id)
         self.totals = Totals()
         self.stages = Stages()
+        self._media_names = MediaNames()
         self.aside = Aside()
         self.engines: dict[str, Engine] = {}  # by engine id
         self.unrouted: list[Req] = []
@@ -84,8 +87,12 @@ class Scheduler:
             raise InvalidRequest("the prompt has no tokens: give at least one")
         if self.queue_reqs >= self.config.max_queued_requests:
             raise Overloaded(f"{self.queue_reqs} requests are waiting: try again later or raise --max-queued-requests")
-        req = Req.from_message(msg, self.clock())
+        req = Req.from_message(msg, self.clock(), self._media_names.key_ids(msg.input_ids, msg.media))
         self._fit(req)
+        if msg.media and self.engines and not any(e.info.media_bytes for e in self.engines.values()):
+            raise InvalidRequest(
+                "the engines' model takes text only: send the request without images", param="messages"
+            )
         self.totals.requests += 1
         self._reqs[(req.tokenizer_id, req.handle)] = (req, None)
         self._ledgers.owe(req.tokenizer_id)
@@ -107,7 +114,7 @@ class Scheduler:
             jump = req.grammar.jump_forward and not self.config.disable_jump_forward
             constraint = req.constraint = Constraint(outcome, req.eos_ids, jump_forward=jump)
             if constraint.slow:  # its first mask is made before it is in anybody's step
-                context, most = req.ids[-CONTEXT_TOKENS:].tolist(), req.max_new_tokens - 1
+                context, most = words_behind_media(req.ids[-CONTEXT_TOKENS:]).tolist(), req.max_new_tokens - 1
                 self.aside.start(
                     lambda: constraint.catch_up(context, most, req.stop_ids), lambda: self._constrained(req)
                 )
@@ -213,6 +220,19 @@ class Scheduler:
         for engine in list(self.engines.values()):
             for masks in engine.masks():
                 yield engine.info.engine_id, masks
+
+    def stagings(self) -> Iterator[tuple[str, m.StageMedia]]:
+        """The images and videos that engines should have at hand, with the engine's id."""
+        for engine in self.engines.values():
+            ask = engine.media.take()
+            if ask is not None:
+                yield engine.info.engine_id, ask
+
+    def staged(self, answer: m.MediaStaged) -> None:
+        """A worker rank has images and videos at hand, or cannot have them."""
+        engine = self.by_session(answer.session)
+        if engine is not None:
+            engine.media.staged(answer)
 
     def tick(self, engine_timeout_s: float) -> None:
         """Once a second: deadlines, queue timeouts, engines that fell silent, ledgers."""

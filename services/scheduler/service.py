@@ -51,6 +51,7 @@ class SchedulerService:
         actor, subjects = self._actor, self._actor.subjects
         await actor.on(subjects.scheduler_result(f"{actor.id}.*"), m.StepResult, self._on_step_result)
         await actor.on(subjects.scheduler_fault(f"{actor.id}.*"), m.EngineFault, self._on_fault)
+        await actor.on(subjects.scheduler_media(f"{actor.id}.*"), m.MediaStaged, self._on_staged)
         await actor.on(subjects.scheduler_abort(actor.id), m.AbortHandles, self._on_abort)
         await actor.serve(subjects.scheduler_info(actor.id), m.Empty, self._on_info)
         await actor.serve(subjects.scheduler_flush(actor.id), m.Empty, self._on_flush)
@@ -93,6 +94,10 @@ class SchedulerService:
             self.scheduler.apply(result)
         finally:
             await self._pump()
+
+    async def _on_staged(self, answer: m.MediaStaged) -> None:
+        self.scheduler.staged(answer)
+        await self._pump()
 
     async def _on_fault(self, fault: m.EngineFault) -> None:
         engine = self.scheduler.by_session(fault.session)
@@ -162,8 +167,11 @@ class SchedulerService:
         """[walk 6] Send every plan that can be sent and all that there is to tell."""
         scheduler, subjects = self.scheduler, self._actor.subjects
         self._idle.clear()
+        # Plans first: what they want staged is found while they are made, and what they drop is told by them.
         for engine_id, plan in scheduler.plans():
             self._out.append((subjects.engine_plan(engine_id), plan))
+        for engine_id, ask in scheduler.stagings():
+            self._out.append((subjects.engine_media(engine_id), ask))
         for engine_id, masks in scheduler.masks():
             self._out.append((subjects.engine_masks(engine_id), masks))
         for tokenizer_id, batch in scheduler.outbox.take():

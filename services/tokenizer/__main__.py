@@ -14,10 +14,11 @@ from shared.process import main as run_service
 async def start(actor: Actor, config: TokenizerConfig) -> Drain:
     from services.tokenizer.encoder import Encoder
     from services.tokenizer.model import load_model
-    from services.tokenizer.service import TokenizerService
+    from services.tokenizer.service import Limits, TokenizerService
 
     encoder = Encoder(config.encode_threads, config.max_pending_encodes)
-    service = TokenizerService(actor, load_model(config), encoder, config.max_streams)
+    limits = Limits(config.max_streams, config.max_media_per_request, config.media_timeout_s)
+    service = TokenizerService(actor, load_model(config), encoder, limits)
     await service.start()
     return service.drain
 

@@ -6,15 +6,20 @@ Plain functions: errors name the parameter, its value and its limit.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from services.tokenizer.media.expansion import MediaPrompt
 from services.tokenizer.model import Model
 from shared import messages as m
 from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.grammar import GrammarSpec
 from shared.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from shared.subjects import Subjects
+
+if TYPE_CHECKING:
+    from services.tokenizer.prompt import Prompt
 
 MAX_RID_CHARS = 128
 
@@ -32,6 +37,8 @@ def check_request(request: m.GenerateRequest, subjects: Subjects, vocab_size: in
         raise InvalidRequest("give exactly one of chat, text and input_ids")
     if request.chat is not None and not request.chat.messages:
         raise InvalidRequest("messages must not be empty", param="messages")
+    if request.media and request.chat is not None:
+        raise InvalidRequest("images and videos of a chat belong into its messages", param="media")
     request.sampling.check()
     request.sampling.check_vocab(vocab_size)
     if request.grammar is not None:
@@ -120,18 +127,19 @@ def logprob_start(request: m.GenerateRequest, prompt_tokens: int) -> int:
 def tokenized(
     request: m.GenerateRequest,
     model: Model,
-    token_ids: list[int],
+    prompt: Prompt,
     grammar: GrammarSpec | None,
     tokenizer_id: str,
     handle: int,
 ) -> m.TokenizedRequest:
     """The scheduler's form of a checked request."""
+    token_ids, media = prompt.token_ids, prompt.media or MediaPrompt(prompt.token_ids)
     return m.TokenizedRequest(
         rid=request.rid,
         tokenizer_id=tokenizer_id,
         handle=handle,
         input_ids=np.asarray(token_ids, dtype=np.int32),
-        sampling=resolve_sampling(request.sampling, model, len(token_ids)),
+        sampling=resolve_sampling(request.sampling, model, len(token_ids) + max(0, media.position_delta)),
         eos_token_ids=model.eos_token_ids,
         return_logprob=request.return_logprob,
         top_logprobs_num=request.top_logprobs_num if request.return_logprob else 0,
@@ -139,5 +147,8 @@ def tokenized(
         priority=request.priority,
         cache_salt=request.cache_salt,
         timeout_s=request.timeout_s,
+        media=media.spans,
+        positions=media.positions,
+        position_delta=media.position_delta,
         grammar=grammar,
     )

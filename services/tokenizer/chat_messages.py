@@ -1,32 +1,51 @@
 """OpenAI chat messages in the form that a model's template expects.
 
 Contents: parts become one string (joined by newlines) for templates that know only strings, strings become one text
-part for templates that know only parts, null becomes "". Tool-call arguments, a JSON string in the API, become an
-object. The sender's message is never changed in place.
+part for templates that know only parts, null becomes "". Images and videos become parts without their sources, or the
+words that stand for them where the template does not show such parts. Tool-call arguments, a JSON string in the API,
+become an object. The sender's message is never changed in place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from services.tokenizer.media.sources import PARTS
 from shared.errors import InvalidRequest
+from shared.messages.embedding import MediaKind
 
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 """Put behind the final content; its trailing space tells whether the template trims."""
 
 
-def prepare(messages: list[dict[str, Any]], *, keep_parts: bool, wrap_strings: bool) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class ContentForm:
+    """What a template takes as content."""
+
+    keep_parts: bool
+    """Lists of parts, else one string"""
+    wrap_strings: bool
+    """Strings become a list of one part"""
+    media_texts: Mapping[MediaKind, str] = field(default_factory=dict)
+    """Kinds of media that the model takes, and what stands for one in a text"""
+    media_parts: bool = False
+    """{"type": "image"} is shown as what stands for an image"""
+
+
+def prepare(messages: list[dict[str, Any]], form: ContentForm) -> list[dict[str, Any]]:
     """Copies of the messages, ready for the template.
 
     Raises:
-        InvalidRequest: a content is neither string, null nor a list of text parts.
+        InvalidRequest: a content is neither string, null nor a list of parts that the model takes.
     """
     out = []
     for i, message in enumerate(messages):
         path = f"messages[{i}]"
-        content = _content(message.get("content"), f"{path}.content", keep_parts=keep_parts, wrap_strings=wrap_strings)
+        content = _content(message.get("content"), f"{path}.content", form)
         ready = {**message, "content": content}
         if ready.get("tool_calls"):
             ready["tool_calls"] = _tool_calls(ready["tool_calls"], f"{path}.tool_calls")
@@ -48,6 +67,8 @@ def mark_continuation(messages: list[dict[str, Any]]) -> str:
         last["content"] = content + CONTINUE_TAG
         return content
     for part in reversed(content or []):
+        if "text" not in part:
+            break
         text: str = part["text"]
         part["text"] = text + CONTINUE_TAG
         return text
@@ -69,27 +90,35 @@ def text_size(value: Any, enough: int) -> int:
     return size
 
 
-def _content(content: Any, path: str, *, keep_parts: bool, wrap_strings: bool) -> str | list[dict[str, Any]]:
+def _content(content: Any, path: str, form: ContentForm) -> str | list[dict[str, Any]]:
     if content is None:
         content = ""
     if isinstance(content, str):
-        return [{"type": "text", "text": content}] if wrap_strings else content
+        return [{"type": "text", "text": content}] if form.wrap_strings else content
     if not isinstance(content, list):
         raise InvalidRequest(f"{path} must be a string or an array of parts", param=path)
-    parts = [{"type": "text", "text": _part_text(part, f"{path}[{j}]")} for j, part in enumerate(content)]
-    return parts if keep_parts else "\n".join(part["text"] for part in parts)
+    parts = [_part(part, f"{path}[{j}]", form) for j, part in enumerate(content)]
+    return parts if form.keep_parts else "\n".join(part["text"] for part in parts)
 
 
-def _part_text(part: Any, path: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
+def _part(part: Any, path: str, form: ContentForm) -> dict[str, Any]:
+    given = part.get("type") if isinstance(part, dict) else None
+    kind = PARTS.get(given) if isinstance(given, str) else None
+    if kind is not None and kind in form.media_texts:
+        if form.keep_parts and form.media_parts:
+            return {"type": kind}
+        return {"type": "text", "text": form.media_texts[kind]}
+    if given != "text":
+        reads = "text, " + " and ".join(f"{kind}s" for kind in form.media_texts) if form.media_texts else "text only"
+        kinds = ["text", *(name for name, kind in PARTS.items() if kind in form.media_texts)]
         raise InvalidRequest(
-            f"{path} must be a part of type 'text', got {kind!r}: this model reads text only", param=path
+            f"{path} must be a part of type {' or '.join(map(repr, kinds))}, got {given!r}: this model reads {reads}",
+            param=path,
         )
     text = part.get("text")
     if not isinstance(text, str):
         raise InvalidRequest(f"{path}.text must be a string", param=f"{path}.text")
-    return text
+    return {"type": "text", "text": text}
 
 
 def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.tokenizer.chat_messages import CONTINUE_TAG, mark_continuation, prepare
+from services.tokenizer.chat_messages import CONTINUE_TAG, ContentForm, mark_continuation, prepare
+from services.tokenizer.media.placeholders import Placeholders
 from shared.errors import ConfigError, ContextLengthExceeded, InvalidRequest
 from shared.messages import ChatInput
 
@@ -33,11 +34,14 @@ _FAULTS = (
 class ChatTemplate:
     """Compiled once, immutable."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], max_chars: int) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], max_chars: int, placeholders: Placeholders | None = None
+    ) -> None:
         """Args:
         source: the jinja text.
         special_tokens: bos_token, eos_token, ... as the template may print them.
         max_chars: longest output.
+        placeholders: of images and videos, where the model takes them.
 
         Raises:
             ConfigError: the template does not compile.
@@ -49,8 +53,14 @@ class ChatTemplate:
         self.source = source
         self._special_tokens = dict(special_tokens)
         self._max_chars = max_chars
-        self._takes_strings = self._shows(_PROBE)
-        self._takes_parts = self._shows([{"type": "text", "text": _PROBE}])
+        takes_strings, takes_parts = self._shows(_PROBE), self._shows([{"type": "text", "text": _PROBE}])
+        self._takes_strings = takes_strings
+        self._form = ContentForm(
+            keep_parts=takes_parts,
+            wrap_strings=takes_parts and not takes_strings,
+            media_texts={} if placeholders is None else placeholders.texts,
+            media_parts=placeholders is not None and self._shows_media(placeholders),
+        )
         self.takes_tools = self._shows_tools()
         """Whether it tells the model of tools."""
 
@@ -63,8 +73,7 @@ class ChatTemplate:
         """
         if own := OWN_NAMES & chat.template_kwargs.keys():
             raise InvalidRequest(f"template arguments cannot set {sorted(own)}", param="chat_template_kwargs")
-        as_parts = self._takes_parts and not self._takes_strings
-        messages = prepare(chat.messages, keep_parts=self._takes_parts, wrap_strings=as_parts)
+        messages = prepare(chat.messages, self._form)
         final = mark_continuation(messages) if chat.continue_final_message else ""
         try:
             text = self._render(chat, messages)
@@ -98,6 +107,19 @@ class ChatTemplate:
             return _PROBE in self._render(chat, chat.messages)
         except (*_FAULTS, ContextLengthExceeded):
             return False
+
+    def _shows_media(self, placeholders: Placeholders) -> bool:
+        """Whether each kind of media comes out as one of its placeholders."""
+        for kind, mark in placeholders.marks.items():
+            content = [{"type": "text", "text": _PROBE}, {"type": kind}, {"type": "text", "text": _PROBE}]
+            chat = ChatInput([{"role": "user", "content": content}])
+            try:
+                text = self._render(chat, chat.messages)
+            except (*_FAULTS, ContextLengthExceeded):
+                return False
+            if text.count(mark) != 1:
+                return False
+        return True
 
     def _shows(self, content: Any) -> bool:
         """Whether a user message with this content comes out as its text and nothing else."""

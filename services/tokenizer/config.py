@@ -57,6 +57,10 @@ class TokenizerConfig:
         help="where omitted sampling parameters come from: generation_config.json or the OpenAI API",
         group="model",
     )
+    media_timeout_s: float = option(
+        120.0, help="seconds that fetching and encoding the images and videos of a request may take", group="limits"
+    )
+    max_media_per_request: int = option(64, help="most images and videos in one request", group="limits")
     max_streams: int = option(4096, help="most requests in this instance at once; more are refused", group="limits")
     max_prompt_chars: int = option(
         0, help=f"longest prompt text, characters; 0 = {PROMPT_CHARS_PER_TOKEN} per token of context", group="limits"

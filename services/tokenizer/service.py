@@ -1,6 +1,7 @@
 """The tokenizer on the bus: the only module of this service that sends or receives.
 
-Handlers are short: check and encode a request (`generate`), hand a step's tokens to the streams (`tokens`), pass an
+Handlers are short: check and encode a request (`generate`), have its images and videos encoded by a vision instance
+(`media`), hand a step's tokens to the streams (`tokens`), pass an
 abort on (`abort`), answer `tokenize` and `detokenize`, end streams whose scheduler or gateway is gone, and tell each
 gateway every few seconds which of its requests are here (see `shared.ledgers`).
 """
@@ -9,14 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.tokenizer import admission
 from services.tokenizer.answer_plan import AnswerPlan
 from services.tokenizer.encoder import Encoder
+from services.tokenizer.media.demands import Demand, Demands
+from services.tokenizer.media.sources import sources_of
 from services.tokenizer.model import Model
 from services.tokenizer.packets import pack
 from services.tokenizer.prompt import PromptBuilder
@@ -25,29 +31,44 @@ from services.tokenizer.stream import Stream
 from services.tokenizer.streams import Outcome, StreamTable
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
-from shared.errors import Aborted, InvalidRequest, Unavailable
+from shared.errors import Aborted, DeadlineExceeded, InvalidRequest, MediaLost, RhizomeError, Unavailable
 from shared.ledgers import LedgerRounds
 from shared.peers import Peers
 
 QUEUE_GROUP = "tokenizer"
 SCHEDULE_TIMEOUT_S = 8.0
 """Less than the 10 s that senders wait, so that they hear the reason."""
+VISION_ACCEPT_S, VISION_RETRY_S, VISION_PATIENCE_S = 5.0, 0.25, 30.0
+"""Until one vision instance has accepted a demand, between tries, and of all tries."""
+VISION_SILENCE_S = 45.0
+"""An accepted demand without an answer for so long is asked again: the answer may have been lost."""
 ENCODE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one instance; see `TokenizerConfig`."""
+
+    max_streams: int
+    max_media_per_request: int = 64
+    media_timeout_s: float = 120.0
 
 
 class TokenizerService:
     """One instance. `start` makes it known to the others, `drain` ends it gently."""
 
     def __init__(
-        self, actor: Actor, model: Model, encoder: Encoder, max_streams: int,
+        self, actor: Actor, model: Model, encoder: Encoder, limits: Limits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._actor, self._model, self._encoder = actor, model, encoder
         self._prompts = PromptBuilder(model, encoder)
-        self._streams = StreamTable(model.detokenizers, max_streams)
+        self._streams = StreamTable(model.detokenizers, limits.max_streams)
         self._peers = Peers(self._peer_lost)
         self._roll = SchedulerRoll(clock)
         self._ledgers = LedgerRounds(clock)
+        self._demands, self._clock = Demands(), clock
+        self._limits = limits
         self._sending = asyncio.Lock()  # keeps the deltas of a stream in the order of their numbers
         self._metrics(actor)
 
@@ -59,6 +80,8 @@ class TokenizerService:
         await self._peers.attach(actor)
         await actor.on(subjects.tokenizer_tokens(actor.id), m.TokenBatch, self._on_tokens)
         await actor.on(subjects.tokenizer_abort(actor.id), m.Abort, self._on_abort)
+        if self._model.expansion is not None:
+            await actor.on(subjects.tokenizer_media(actor.id), m.MediaEncoded, self._on_media)
         await actor.serve(subjects.generate, m.GenerateRequest, self._generate, QUEUE_GROUP)
         await actor.serve(subjects.tokenize, m.Tokenize, self._tokenize, QUEUE_GROUP)
         await actor.serve(subjects.detokenize, m.Detokenize, self._detokenize, QUEUE_GROUP)
@@ -79,23 +102,31 @@ class TokenizerService:
     async def _generate(self, request: m.GenerateRequest) -> m.Accepted:
         """[walk 2] A request arrives: check it, make ids of it, hand it to a scheduler."""
         admission.check_request(request, self._actor.subjects, self._model.vocabulary.size)
+        sources = self._sources(request)
         plan = self._model.answers.plan(request)
         stream = self._streams.open(request, plan.kept_ids)
         if self._actor.subjects.is_gateways(request.reply):
             self._ledgers.owe(request.reply)
         with contextlib.ExitStack() as undo:
             undo.callback(self._streams.close, stream)
-            accepted = await self._schedule(request, plan, stream)
+            accepted = await self._schedule(request, plan, stream, sources)
             undo.pop_all()  # accepted: from here on its last delta closes it
         return accepted
 
-    async def _schedule(self, request: m.GenerateRequest, plan: AnswerPlan, stream: Stream) -> m.Accepted:
+    async def _schedule(
+        self, request: m.GenerateRequest, plan: AnswerPlan, stream: Stream, sources: list[m.MediaSource]
+    ) -> m.Accepted:
         """Encode, queue at a scheduler, learn which one it is. The stream is registered: tokens may come first."""
         with self._encode_seconds.time():
-            prompt = await self._prompts.build(request)
+            prompt = await self._prompts.build(request, with_media=bool(sources))
+        if sources:
+            media = await self._encode_media(request.rid, sources)
+            prompt = self._prompts.with_media(prompt, media, admission.prompt_param(request))
+            # Should the embeddings be gone when the engine wants them, all this is done again.
+            stream.again = None if stream.again_asked else lambda: self._schedule(request, plan, stream, sources)
         text = prompt.text or ""
         grammar = plan.full_grammar(text)
-        tokenized = admission.tokenized(request, self._model, prompt.token_ids, grammar, self._actor.id, stream.handle)
+        tokenized = admission.tokenized(request, self._model, prompt, grammar, self._actor.id, stream.handle)
         made_of = "" if grammar is request.grammar else plan.grammar_param()
         stream.begin(prompt, tokenized.logprob_start_len, plan.reader(text), made_of)
         if stream.abort_asked:
@@ -117,6 +148,77 @@ class TokenizerService:
             request.rid, self._actor.id, queued.scheduler_id, len(prompt.token_ids), self._ledgers.number
         )  # fmt: skip
 
+    def _sources(self, request: m.GenerateRequest) -> list[m.MediaSource]:
+        """
+        Raises:
+            InvalidRequest: a source is wrong, or there are too many, or the model takes none.
+        """
+        if self._model.expansion is None:
+            if request.media:
+                raise InvalidRequest("this model reads text only: leave the images out", param=request.media[0].param)
+            return []  # the chat template refuses parts that are no text
+        sources = sources_of(request)
+        if len(sources) > self._limits.max_media_per_request:
+            raise InvalidRequest(
+                f"{len(sources)} images and videos are over the limit of {self._limits.max_media_per_request}: send "
+                "fewer or raise --max-media-per-request",
+                param=sources[self._limits.max_media_per_request].param,
+            )
+        return sources
+
+    async def _encode_media(self, rid: str, sources: list[m.MediaSource]) -> list[m.EncodedMedia]:
+        """Have a vision instance encode the media of a request, another one if it is lost.
+
+        Raises:
+            RhizomeError: what vision says of them, or that it did not answer in time.
+        """
+        demand = self._demands.open(rid, sources)
+        try:
+            async with asyncio.timeout(self._limits.media_timeout_s):
+                await self._ask_vision(demand)
+                return await demand.answer
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the images and videos were not encoded within {self._limits.media_timeout_s:g} s (--media-timeout-s)"
+            ) from None
+        finally:
+            self._demands.close(demand)
+            if not demand.answer.done() and demand.vision_id:
+                subject = self._actor.subjects.vision_cancel(demand.vision_id)
+                await self._actor.send(subject, m.CancelEncode(self._actor.id, demand.handle))
+
+    async def _ask_vision(self, demand: Demand) -> None:
+        """Give a demand to some vision instance. One that is starting again is waited for.
+
+        Raises:
+            RhizomeError: nobody takes it.
+        """
+        ask = m.EncodeMedia(self._actor.id, demand.handle, demand.rid, demand.sources)
+        patience_s = self._clock() + VISION_PATIENCE_S
+        while True:
+            try:
+                accepted = await self._actor.ask(
+                    self._actor.subjects.encode_media, ask, m.EncodeAccepted, VISION_ACCEPT_S
+                )
+            except Unavailable as fault:
+                if self._clock() > patience_s:
+                    raise Unavailable(f"no vision service takes images: start one ({fault.message})") from fault
+                await asyncio.sleep(VISION_RETRY_S)
+            else:
+                demand.vision_id, demand.accepted_s = accepted.vision_id, self._clock()
+                return
+
+    async def _ask_again(self, demand: Demand) -> None:
+        """For one whose vision instance was lost."""
+        try:
+            await self._ask_vision(demand)
+        except RhizomeError as fault:
+            if not demand.answer.done():
+                demand.answer.set_exception(fault)
+
+    async def _on_media(self, encoded: m.MediaEncoded) -> None:
+        self._demands.encoded(encoded)
+
     async def _queue(self, tokenized: m.TokenizedRequest) -> m.Queued:
         try:
             return await self._actor.ask(self._actor.subjects.schedule, tokenized, m.Queued, SCHEDULE_TIMEOUT_S)
@@ -128,9 +230,32 @@ class TokenizerService:
 
     async def _on_tokens(self, batch: m.TokenBatch) -> None:
         """[walk 12] One step's tokens become text, one message per receiver."""
+        if batch.errors:
+            batch = self._without_lost_media(batch)
         outcome = self._streams.apply(batch)
         self._detokenized.inc(outcome.tokens)
         await self._send(outcome)
+
+    def _without_lost_media(self, batch: m.TokenBatch) -> m.TokenBatch:
+        """The batch without errors that encoding images again will mend, which is begun."""
+        kept = []
+        for failed in batch.errors:
+            stream = self._streams.by_handle(failed.handle)
+            if failed.error.code == MediaLost.code and stream is not None and stream.again is not None:
+                self._actor.log.info("encoding media again", rid=stream.rid)
+                self._actor.spawn(self._again(stream, stream.again))
+            else:
+                kept.append(failed)
+        return dataclasses.replace(batch, errors=kept)
+
+    async def _again(self, stream: Stream, schedule: Callable[[], Coroutine[Any, Any, m.Accepted]]) -> None:
+        stream.again, stream.again_asked = None, True
+        stream.scheduler_id, stream.queued_after = "", -1
+        try:
+            await schedule()
+        except RhizomeError as fault:
+            error = m.ErrorInfo(fault.code, fault.message, fault.param)
+            await self._send(self._streams.fail_where(lambda other: other is stream, error))
 
     async def _on_abort(self, abort: m.Abort) -> None:
         for scheduler_id, handles in self._streams.ask_abort(abort.rids).items():
@@ -169,6 +294,10 @@ class TokenizerService:
         if beat.service == "scheduler":
             self._roll.lost(beat.id)
             self._scheduler_lost(beat.id, reason)
+        elif beat.service == "vision":
+            for demand in self._demands.lost(beat.id):
+                self._actor.log.info("vision lost, asking again", vision=beat.id, rid=demand.rid)
+                self._actor.spawn(self._ask_again(demand))
         elif beat.service == "gateway":
             reply = self._actor.subjects.gateway_deltas(beat.id)
             outcome = self._streams.drop_where(lambda stream: stream.reply == reply)
@@ -188,6 +317,8 @@ class TokenizerService:
 
     def tick(self) -> None:
         """What has to happen because time has passed; once a second."""
+        for demand in self._demands.overdue(self._clock(), VISION_SILENCE_S):
+            self._actor.spawn(self._ask_again(demand))
         alive = (beat.id for beat in self._peers.of("scheduler", None))
         for scheduler_id in self._roll.overdue(self._streams.schedulers(), alive):
             self._scheduler_lost(scheduler_id, "never heard of")

@@ -14,6 +14,8 @@ Knows nothing of the bus; `streams.StreamTable` feeds it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from services.tokenizer.answer import AnswerReader
 from services.tokenizer.detokenizer import Detokenizer
@@ -30,11 +32,41 @@ class Stream:
     """State of one request between `GenerateRequest` and its last delta. Mutated by the event loop only."""
 
     __slots__ = (
-        "_add", "_add_logprobs", "_answer", "_detokenizer", "_echo", "_finish_reason", "_grammar_param", "_ids",
-        "_logprob_ids", "_logprobs", "_matched_stop", "_min_tokens", "_prompt_logprobs", "_prompt_text",
-        "_prompt_tokens", "_request_stop_ids", "_seq", "_shows_stop", "_spell", "_stops", "_streams_deltas", "_text",
-        "_top_num", "abort_asked", "cached_tokens", "completion_tokens", "handle", "queued_after", "received", "reply",
-        "rid", "scheduler_id",
+        "_add",
+        "_add_logprobs",
+        "_answer",
+        "_detokenizer",
+        "_echo",
+        "_finish_reason",
+        "_grammar_param",
+        "_ids",
+        "_image_tokens",
+        "_logprob_ids",
+        "_logprobs",
+        "_matched_stop",
+        "_min_tokens",
+        "_prompt_logprobs",
+        "_prompt_text",
+        "_prompt_tokens",
+        "_request_stop_ids",
+        "_seq",
+        "_shows_stop",
+        "_spell",
+        "_stops",
+        "_streams_deltas",
+        "_text",
+        "_top_num",
+        "abort_asked",
+        "again",
+        "again_asked",
+        "cached_tokens",
+        "completion_tokens",
+        "handle",
+        "queued_after",
+        "received",
+        "reply",
+        "rid",
+        "scheduler_id",
     )  # fmt: skip
 
     def __init__(self, request: m.GenerateRequest, handle: int, detokenizer: Detokenizer, spell: LogprobTexts) -> None:
@@ -45,6 +77,9 @@ class Stream:
         self.queued_after = -1
         """Number of the scheduler's ledger that its answer told; -1 until it has answered."""
         self.abort_asked = False
+        self.again: Callable[[], Coroutine[Any, Any, m.Accepted]] | None = None
+        """Encodes its images and queues it once more; None where that does not help."""
+        self.again_asked = False
         self.received = 0
         """Tokens got from the scheduler."""
         self.completion_tokens = 0
@@ -65,7 +100,7 @@ class Stream:
         self._logprobs: list[m.TokenLogprob] = []
         self._finish_reason: FinishReason | None = None
         self._matched_stop: str | int | None = None
-        self._prompt_tokens = 0
+        self._prompt_tokens = self._image_tokens = 0
         self._prompt_text: str | None = None
         self._logprob_ids: list[int] = []  # prompt ids whose logprobs are still to come
         self._prompt_logprobs: list[m.TokenLogprob] = []
@@ -86,6 +121,7 @@ class Stream:
         """
         self._answer, self._grammar_param = answer, grammar_param
         self._prompt_tokens = len(prompt.token_ids)
+        self._image_tokens = 0 if prompt.media is None else prompt.media.media_tokens
         self._prompt_text = prompt.text if self._echo else None
         self._logprob_ids = prompt.token_ids[logprob_start:] if logprob_start >= 0 else []
 
@@ -103,6 +139,7 @@ class Stream:
             not know yet.
         """
         self.received += len(ids)
+        self.again = None
         kept = self._plain(ids, finish) if self._stops is None else self._until_stop(self._stops, ids, finish)
         if kept < len(ids):
             ids = ids[:kept]
@@ -157,7 +194,9 @@ class Stream:
             self._finish_reason = "tool_calls"
 
     def _first_info(self) -> m.PromptInfo:
-        return m.PromptInfo(self._prompt_tokens, self.cached_tokens, self._prompt_text, self._prompt_logprobs)
+        return m.PromptInfo(
+            self._prompt_tokens, self.cached_tokens, self._prompt_text, self._prompt_logprobs, self._image_tokens
+        )
 
     def _plain(self, ids: list[int], finish: int) -> int:
         shown = ids[:-1] if finish == STOPPED and not self._shows_stop else ids

@@ -82,6 +82,9 @@ class StreamTable:
             if not self._by_handle:
                 self.empty.set()
 
+    def by_handle(self, handle: int) -> Stream | None:
+        return self._by_handle.get(handle)
+
     def get(self, rid: str) -> Stream | None:
         return self._by_rid.get(rid)
 

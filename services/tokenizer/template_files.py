@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.tokenizer.chat_template import ChatTemplate
+from services.tokenizer.media.placeholders import Placeholders
 from shared.errors import ConfigError, InvalidRequest
 from shared.messages import ChatInput
 from shared.vocabulary import read_json_object
@@ -45,12 +46,14 @@ class ChatTemplates:
 
 
 def load_chat_templates(
-    model_path: str | Path, choice: str, special_tokens: dict[str, str], max_chars: int
-) -> ChatTemplates:
+    model_path: str | Path, choice: str, special_tokens: dict[str, str], max_chars: int,
+    placeholders: Placeholders | None = None,
+) -> ChatTemplates:  # fmt: skip
     """The templates to use.
 
     Args:
         choice: a name among the model's templates, a built-in name, a file, or "" for the model's own.
+        placeholders: of images and videos, where the model takes them.
 
     Raises:
         ConfigError: no such template, or it does not compile.
@@ -58,7 +61,7 @@ def load_chat_templates(
     own = _model_templates(Path(model_path))
 
     def compiled(source: str | None) -> ChatTemplate | None:
-        return None if source is None else ChatTemplate(source, special_tokens, max_chars)
+        return None if source is None else ChatTemplate(source, special_tokens, max_chars, placeholders)
 
     if choice:
         return ChatTemplates(compiled(own.get(choice) or _named(choice)))

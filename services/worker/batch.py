@@ -25,7 +25,7 @@ class Batch:
     ids: Tensor
     """[T] int64"""
     positions: Tensor
-    """[T] int64"""
+    """[T] int64 rotary positions; [3, T] where a row's have three dimensions"""
     slots: Tensor
     """[T] int64, where keys and values go; padding goes to page 0."""
     ext_rows: I64
@@ -44,6 +44,8 @@ class Batch:
     """[max(S, min_samples)] int64, their positions among the T tokens, the last one repeated; [0] where S = 0"""
     sample_into: Tensor
     """[S] int64 `sample_rows` on the device"""
+    media_at: Tensor
+    """[I] int64, tokens among the T whose input is an embedding of an image or video, in the order of `ext_media`"""
 
     @property
     def num_tokens(self) -> int:
@@ -82,17 +84,18 @@ def build_batch(work: Work, rows: Rows, min_tokens: int, min_samples: int | None
     sample_index = np.concatenate((np.cumsum(work.ext_lens)[sampled] - 1, ext_count + place))
     if len(sample_index):
         sample_index = np.pad(sample_index, (0, max(0, min_samples - len(sample_index))), mode="edge")
-    ext_ids, decoding, pad_ids, every_position, slots, sample_at, sample_into = upload_all(
+    media_at = np.repeat(work.ext_media[:, 0], work.ext_media[:, 1]) + ragged_arange(work.ext_media[:, 1])
+    ext_ids, decoding, pad_ids, rotary, slots, sample_at, sample_into, media_at_ = upload_all(
         [
-            work.ext_tokens, decode_rows, pad, np.concatenate((positions, pad)),
-            np.concatenate((rows.slots(token_rows, positions), pad)), sample_index, sample_rows,
+            work.ext_tokens, decode_rows, pad, _rotary_positions(work, rows, token_rows, positions, padding),
+            np.concatenate((rows.slots(token_rows, positions), pad)), sample_index, sample_rows, media_at,
         ],
         device,
     )  # fmt: skip
     parts = [ids for ids in (ext_ids, rows.last_token.index_select(0, decoding), pad_ids) if len(ids)]
     return Batch(
         ids=torch.cat(parts) if len(parts) > 1 else parts[0],
-        positions=every_position,
+        positions=rotary.view(3, -1) if work.ext_positions is not None else rotary,
         slots=slots,
         ext_rows=work.ext_rows,
         ext_starts=work.ext_starts,
@@ -102,4 +105,15 @@ def build_batch(work: Work, rows: Rows, min_tokens: int, min_samples: int | None
         sample_rows=sample_rows,
         sample_at=sample_at,
         sample_into=sample_into,
+        media_at=media_at_,
     )
+
+
+def _rotary_positions(work: Work, rows: Rows, token_rows: I64, positions: I64, padding: int) -> I64:
+    """[T], or [3 * T] of time, height and width where a row's positions have three dimensions."""
+    along = positions + rows.position_delta.host[token_rows]
+    if work.ext_positions is None:
+        return np.pad(along, (0, padding))
+    three = np.tile(along, (3, 1))
+    three[:, : work.ext_positions.shape[1]] = work.ext_positions
+    return np.pad(three, ((0, 0), (0, padding))).ravel()

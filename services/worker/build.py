@@ -19,6 +19,7 @@ from services.worker.config import START_TIMEOUT_S, WorkerConfig
 from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
 from services.worker.kv_pool import KvPool
+from services.worker.media_store import MediaStore
 from services.worker.models.dense_product import can_pack, min_rows
 from services.worker.models.ops import layer_ops
 from services.worker.models.place import Place
@@ -31,6 +32,7 @@ from shared.checkpoint.contents import shapes_of
 from shared.checkpoint.loader import load_checkpoint, load_dummy
 from shared.errors import ConfigError
 from shared.log import Log
+from shared.media_config import load_media_config
 from shared.model_config import ModelConfig, load_model_config
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 GPU_PREFILL_TOKENS, CPU_PREFILL_TOKENS = 8192, 512
 GPU_ROWS, CPU_ROWS = 1024, 256
+GPU_STAGING_BYTES, CPU_STAGING_BYTES = 512 << 20, 256 << 20
 LEAST_MASK_SLOTS = 512
 CAPTURES_PER_LINE = 4
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,6 +60,7 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     device = _device(config)
     torch.set_num_threads(config.num_threads or _auto_threads(config.tp_size))
     model_config = load_model_config(config.model_path, config.context_length)
+    media_config = load_media_config(config.model_path)
     shard = shard_model(model_config, config.tp_size, config.tp_rank)
     dtype = _dtype(config.dtype, model_config, device)
     backend = choose_backend(
@@ -85,8 +89,11 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         model, tokens=prefill_tokens, rows=max_rows, attention_width=shard.num_q_heads * model_config.head_dim,
         device=device,
     )  # fmt: skip
+    media_bytes = 0
+    if media_config is not None:
+        media_bytes = config.media_staging_bytes or (GPU_STAGING_BYTES if device.type == "cuda" else CPU_STAGING_BYTES)
     kv_dtype = _kv_dtype(config.kv_cache_dtype, backend, dtype)
-    pool = _pool(config, model_config, shard, comm, kv_dtype, device, max_rows, activations)
+    pool = _pool(config, model_config, shard, comm, kv_dtype, device, max_rows, activations + media_bytes)
     rows = Rows(max_rows, -(-model_config.context_length // config.page_size), config.page_size, device)
     attention = make_backend(
         backend, pool, rows, windows, shard.num_q_heads, dtype,
@@ -102,10 +109,12 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         dtype=str(dtype).removeprefix("torch."), attention_backend=attention.name, page_size=config.page_size,
         num_pages=pool.num_pages, max_rows=max_rows, context_length=model_config.context_length,
         vocab_size=model_config.vocab_size, prefill_tokens=prefill_tokens, mask_slots=mask_slots,
+        media_bytes=media_bytes,
     )  # fmt: skip
     programs = _programs(model, attention, rows, prefill_tokens, comm)
     engine = Engine(
         spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
+        media=MediaStore(0 if media_config is None else media_config.width, dtype, device),
         # Padding would go to experts too, and read more weights than fuller products save; our kernels gain nothing.
         min_tokens=min_rows(device, dtype) if model_config.moe is None and scheme is None else 1, programs=programs,
     )  # fmt: skip

@@ -81,6 +81,12 @@ class WorkerConfig:
     max_prefill_tokens: int = option(
         0, help="prompt tokens of one step that memory is kept for; 0 = 8192 on a GPU, 512 on CPU", group="memory"
     )
+    media_staging_bytes: int = option(
+        0,
+        help="embeddings of images and videos held on the device until their prompts are computed; 0 = 512 MiB on a "
+        "GPU, 256 MiB on CPU",
+        group="memory",
+    )
     max_running_requests: int = option(
         0, help="requests computed at the same time; 0 = 1024 on a GPU, 256 on CPU", group="memory"
     )
@@ -94,6 +100,7 @@ class WorkerConfig:
         _at_least("--page-size", self.page_size, 1)
         _at_least("--num-threads", self.num_threads, 0)
         _at_least("--max-prefill-tokens", self.max_prefill_tokens, 0)
+        _at_least("--media-staging-bytes", self.media_staging_bytes, 0)
         _at_least("--max-running-requests", self.max_running_requests, 0)
         if self.context_length is not None:
             _at_least("--context-length", self.context_length, 1)

@@ -136,7 +136,10 @@ class DecodeProgram:
     def _forward(self, size: int, sharing: Sharing | None) -> Tensor:
         """[size, hidden]"""
         rows, inputs, batch = self._rows, self._inputs.first(size), self._batch[:size]
-        decode_inputs(batch, rows.seq_lens.device, rows.last_token, rows.page_table.device, inputs, rows.page_size)
+        decode_inputs(
+            batch, rows.seq_lens.device, rows.position_delta.device, rows.last_token, rows.page_table.device, inputs,
+            rows.page_size,
+        )  # fmt: skip
         attend = self._attention.attend_decode(batch, inputs.seq_lens, inputs.slots, sharing)
         return self._model.forward(inputs.ids, inputs.positions, attend)
 

@@ -26,6 +26,7 @@ from services.worker.engine_spec import EngineSpec
 from services.worker.launched import Launched, Marks
 from services.worker.lockstep import Lockstep
 from services.worker.mask_inbox import MaskInbox
+from services.worker.media_store import MediaStore
 from services.worker.models.registry import Model
 from services.worker.plan_check import Limits, Work, check_plan
 from services.worker.prompt_logprobs import PromptLogprobs, prompt_logprobs
@@ -55,17 +56,19 @@ class Engine:
         attention: AttentionBackend,
         sampler: Sampler | None,
         comm: Communicator,
+        media: MediaStore,
         min_tokens: int,
         programs: tuple[DecodeProgram, MixedProgram] | None = None,
     ) -> None:
         """
         Args:
             sampler: on rank 0 only; the others receive its tokens.
+            media: embeddings of images and videos, put there by another thread.
             min_tokens: pad smaller forwards to this many tokens.
             programs: for steps without extends and for small steps with them, where the attention backend can plan
                 on the device.
         """
-        self.spec, self.comm = spec, comm
+        self.spec, self.comm, self.media = spec, comm, media
         self.session, self.last_seq = "", -1
         self._model, self._rows, self._attention, self._sampler = model, rows, attention, sampler
         self._min_tokens = min_tokens
@@ -109,7 +112,8 @@ class Engine:
         if self._dead or plan.session != self.session:
             return None
         try:
-            work = check_plan(plan, self._rows, self._limits, self._decode_rows)
+            media = self.media.tokens(plan.session) if plan.ext_media is not None else {}
+            work = check_plan(plan, self._rows, self._limits, self._decode_rows, media)
         except InvalidRequest as fault:
             return self.fail(plan, fault.message)
         if not self._lockstep.meet(plan.session, plan.seq):
@@ -119,6 +123,7 @@ class Engine:
             step = self._step(work, plan.seq)
         except (InvalidRequest, TimeoutError) as fault:
             return self.fail(plan, fault.message if isinstance(fault, InvalidRequest) else str(fault))
+        self.media.drop(plan.session, work.drop_media)
         self.last_seq = plan.seq
         before, self._before = self._before, step.marks.done
         if not self.is_first:
@@ -170,6 +175,7 @@ class Engine:
         self.session, self.last_seq, self._dead = session, last_seq, False
         self._decode_rows = np.zeros(0, np.int64)
         self._rows.reset()
+        self.media.begin(session)
 
     def _step(self, work: Work, seq: int) -> _Step:
         """
@@ -224,7 +230,8 @@ class Engine:
             return batch, lambda: program.run(batch)
         batch = build_batch(work, self._rows, self._min_tokens)
         attend = self._attention.prepare(batch)
-        return batch, lambda: self._model.forward(batch.ids, batch.positions, attend)
+        media = self.media.take(self.session, work.ext_media, batch.media_at)
+        return batch, lambda: self._model.forward(batch.ids, batch.positions, attend, media)
 
     def _advance(self, work: Work) -> None:
         rows = self._rows

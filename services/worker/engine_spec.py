@@ -25,3 +25,5 @@ class EngineSpec:
     prefill_tokens: int
     mask_slots: int
     """Places in the bank of masks of grammars."""
+    media_bytes: int = 0
+    """Embeddings of images and videos that may be staged; 0: the model takes text only."""

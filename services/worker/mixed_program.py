@@ -58,7 +58,9 @@ class MixedProgram:
         return self._graphs.capture(self._sizes)
 
     def fits(self, work: Work) -> bool:
-        """Whether a step is small enough."""
+        """Whether a step is small enough, and of ids alone."""
+        if work.has_media:
+            return False
         tokens = len(work.ext_tokens) + len(work.decode_rows)
         return tokens <= self._sizes[-1] and len(work.ext_rows) <= self._plan.max_extends
 

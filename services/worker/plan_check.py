@@ -6,7 +6,9 @@ over rows and tokens: a pure decode plan costs a few comparisons.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,7 +17,10 @@ from shared.errors import InvalidRequest
 from shared.messages.step import RowInit, StepPlan
 
 MAX_STOP_IDS = 128
+NO_MEDIA: Mapping[int, int] = MappingProxyType({})
 _NONE: I64 = np.zeros(0, np.int64)
+_NO_MEDIA: I64 = np.zeros((0, 4), np.int64)
+_NO_MEDIA.flags.writeable = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,30 @@ class Work:
     ext_forced: I64
     decode_rows: I64
     masked_rows: I64
+    ext_positions: I64 | None = None
+    """[3, X]"""
+    ext_media: I64 = field(default_factory=lambda: _NO_MEDIA)
+    """[N, 4]"""
+    drop_media: I64 = field(default_factory=lambda: _NONE)
+
+    @property
+    def has_media(self) -> bool:
+        """Whether the step is more than ids at positions that follow from their index."""
+        return self.ext_positions is not None or len(self.ext_media) > 0
 
 
-def check_plan(plan: StepPlan, rows: Rows, limits: Limits, last_decode_rows: I64) -> Work:
+def check_plan(
+    plan: StepPlan,
+    rows: Rows,
+    limits: Limits,
+    last_decode_rows: I64,
+    media_tokens: Mapping[int, int] = NO_MEDIA,
+) -> Work:
     """A plan in the form the engine works with.
 
     Args:
         last_decode_rows: what `decode_rows=None` stands for.
+        media_tokens: slots of images and videos that are at hand, and the tokens of each.
 
     Raises:
         InvalidRequest: saying which array is wrong and how.
@@ -73,11 +95,15 @@ def check_plan(plan: StepPlan, rows: Rows, limits: Limits, last_decode_rows: I64
         ext_forced=np.zeros_like(ext_rows) if plan.ext_forced is None else _array(plan.ext_forced),
         decode_rows=last_decode_rows if plan.decode_rows is None else _array(plan.decode_rows),
         masked_rows=_array(plan.masked_rows),
+        ext_positions=None if plan.ext_positions is None else _array(plan.ext_positions, 2),
+        ext_media=_NO_MEDIA if plan.ext_media is None else _array(plan.ext_media, 2),
+        drop_media=_array(plan.drop_media),
     )
-    _check_new_rows(work.new_rows, rows.max_rows, limits.vocab_size)
+    _check_new_rows(work.new_rows, rows.max_rows, limits.vocab_size, limits.context_length)
     pages, lengths, has_token = _state_after_pages(work, rows, limits)
-    capacity = np.minimum(pages * rows.page_size, limits.context_length)
+    capacity = np.minimum(pages * rows.page_size, limits.context_length - _ahead(work.new_rows, rows))
     _check_extends(work, rows, limits, capacity)
+    _check_media(work, limits, media_tokens)
     _check_decodes(work, rows, lengths, has_token, capacity)
     if len(work.masked_rows):
         sampled = np.concatenate((work.ext_rows[work.ext_sample != 0], work.decode_rows))
@@ -86,11 +112,11 @@ def check_plan(plan: StepPlan, rows: Rows, limits: Limits, last_decode_rows: I64
     return work
 
 
-def _array(values: object) -> I64:
+def _array(values: object, dims: int = 1) -> I64:
     if values is None:
         return _NONE
     out = np.asarray(values)
-    _require(out.ndim == 1, f"an array of {out.ndim} dimensions, all are vectors")
+    _require(out.ndim == dims, f"an array of {out.ndim} dimensions where {dims} are wanted")
     return out.astype(np.int64)
 
 
@@ -105,11 +131,12 @@ def _within(name: str, values: I64, low: int, stop: int) -> None:
         raise InvalidRequest(f"plan: {name} {bad} is not in {low}..{stop - 1}")
 
 
-def _check_new_rows(inits: list[RowInit], max_rows: int, vocab: int) -> None:
+def _check_new_rows(inits: list[RowInit], max_rows: int, vocab: int, context: int) -> None:
     for init in inits:
         _require(0 <= init.row < max_rows, f"new row {init.row} is not in 0..{max_rows - 1}")
         _require(init.temperature >= 0, f"new row {init.row}: temperature {init.temperature} is negative")
         _require(init.repetition_penalty > 0, f"new row {init.row}: repetition_penalty must be positive")
+        _require(abs(init.position_delta) <= context, f"new row {init.row}: position_delta {init.position_delta}")
         _require(init.num_generated >= 0 and init.min_new_tokens >= 0, f"new row {init.row}: a negative count")
         _require(len(init.stop_ids) <= MAX_STOP_IDS, f"new row {init.row}: over {MAX_STOP_IDS} stop_ids")
         for name, ids in (("stop_ids", init.stop_ids), ("history_ids", init.history_ids),
@@ -157,6 +184,31 @@ def _check_extends(work: Work, rows: Rows, limits: Limits, capacity: I64) -> Non
     _require(bool((work.ext_forced >= 0).all() and (work.ext_forced <= work.ext_lens).all()),
              "ext_forced is not in 0..ext_lens")  # fmt: skip
     _check_room(work.ext_rows, work.ext_starts + work.ext_lens, capacity)
+
+
+def _ahead(inits: list[RowInit], rows: Rows) -> I64:
+    """[max_rows] how far each row's rotary positions are ahead of its indices."""
+    deltas: I64 = rows.position_delta.host
+    if inits:
+        deltas = deltas.copy()
+        deltas[[init.row for init in inits]] = [init.position_delta for init in inits]
+    return np.maximum(deltas, 0)
+
+
+def _check_media(work: Work, limits: Limits, media_tokens: Mapping[int, int]) -> None:
+    total = len(work.ext_tokens)
+    if work.ext_positions is not None:
+        _require(
+            work.ext_positions.shape == (3, total), f"ext_positions is {work.ext_positions.shape}, not 3 x {total}"
+        )
+        _within("ext_positions", work.ext_positions.ravel(), 0, limits.context_length)
+    _require(work.ext_media.shape[1] == 4, f"ext_media is {work.ext_media.shape}, not N x 4")
+    for at, count, slot, first in work.ext_media.tolist():
+        _require(at >= 0 and count >= 1 and at + count <= total, f"media at tokens {at}..{at + count - 1} of {total}")
+        there = media_tokens.get(slot)
+        _require(there is not None, f"media slot {slot} is not staged")
+        assert there is not None
+        _require(0 <= first <= there - count, f"rows {first}..{first + count - 1} of media of {there} tokens")
 
 
 def _check_decodes(work: Work, rows: Rows, lengths: I64, has_token: np.ndarray, capacity: I64) -> None:

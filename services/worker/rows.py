@@ -51,6 +51,7 @@ class Rows:
         self.page_table = Mirrored((max_rows, max_pages_per_row), np.int32, device)  # page 0 beyond the row's pages
         self.seq_lens = Mirrored((max_rows,), np.int64, device)  # tokens whose keys and values are in the pool
         self.num_pages = np.zeros(max_rows, np.int64)
+        self.position_delta = Mirrored((max_rows,), np.int64, device)  # rotary position minus index
         self.last_token: Tensor = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.has_token = np.zeros(max_rows, np.bool_)
 
@@ -64,6 +65,7 @@ class Rows:
         """Forget every row."""
         self.page_table.put(slice(None), 0)
         self.seq_lens.put(slice(None), 0)
+        self.position_delta.put(slice(None), 0)
         self.num_pages[:] = 0
         self.has_token[:] = False
 
@@ -72,6 +74,9 @@ class Rows:
         rows = np.array([init.row for init in inits], np.int64)
         self.page_table.put(rows, 0)
         self.seq_lens.put(rows, 0)
+        deltas = np.array([init.position_delta for init in inits], np.int64)
+        if (deltas != self.position_delta.host[rows]).any():  # most never have one
+            self.position_delta.put(rows, deltas)
         self.num_pages[rows] = 0
         self.has_token[rows] = False
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.worker.config import GROUP_TIMEOUT_S, WorkerConfig
@@ -28,9 +30,12 @@ from services.worker.mask_inbox import MaskInbox
 from services.worker.progress import Progress
 from shared import messages as m
 from shared.actor import HEARTBEAT_S, Actor
+from shared.embedding_file import map_rows, rows_in
+from shared.errors import MediaLost, NotFound, Unavailable
 from shared.log import Log
 from shared.peers import Peers
 
+SHARE_TIMEOUT_S = 20.0
 DRAIN_QUIET_S = 1.0
 """A draining engine that got no plan for this long has nothing left to do."""
 _STAGES = ("queued", "prepare", "forward", "mask_wait", "sample")
@@ -42,6 +47,13 @@ class LaunchedLike(Protocol):
     def finish(self) -> m.StepResult: ...
 
 
+class MediaStoreLike(Protocol):
+    """Where embeddings of images and videos are kept (`media_store.py`)."""
+
+    def has(self, session: str, slot: int) -> bool: ...
+    def stage(self, session: str, slot: int, rows: npt.NDArray[np.uint8], dtype: str) -> None: ...
+
+
 class EngineLike(Protocol):
     """What the service needs of an engine (`engine.py`)."""
 
@@ -49,6 +61,8 @@ class EngineLike(Protocol):
     session: str
     masks: MaskInbox
 
+    @property
+    def media(self) -> MediaStoreLike: ...
     @property
     def is_first(self) -> bool: ...
     def launch(self, plan: m.StepPlan, arrived_s: float | None = None) -> LaunchedLike | m.EngineFault | None: ...
@@ -76,6 +90,7 @@ class WorkerService:
         self._config, self._build = config, build
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._results = ThreadPoolExecutor(max_workers=1, thread_name_prefix="results")
+        self._staging = ThreadPoolExecutor(max_workers=1, thread_name_prefix="media")
         self._engine: EngineLike | None = None
         self._progress = Progress()
         self._stall_timeout_s = stall_timeout_s
@@ -115,6 +130,8 @@ class WorkerService:
         await self.actor.on(self.actor.subjects.engine_plan(spec.engine_id), m.StepPlan, self._on_plan)
         if self.engine.is_first:
             await self.actor.on(self.actor.subjects.engine_masks(spec.engine_id), m.StepMasks, self.engine.masks.put)
+        if spec.media_bytes:
+            await self.actor.on(self.actor.subjects.engine_media(spec.engine_id), m.StageMedia, self._on_media)
         if spec.tp_size > 1:
             await Peers(self._on_lost).attach(self.actor)
             self.actor.spawn(self._watch_forever())
@@ -153,6 +170,46 @@ class WorkerService:
             launched.add_done_callback(lambda done: loop.call_soon_threadsafe(self._launched, plan, done))
         finished = self._results.submit(_finish, launched)
         finished.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finished, plan, done))
+
+    def _on_media(self, ask: m.StageMedia) -> None:
+        if not self.actor.quitting:
+            self.actor.spawn(self._stage(ask))
+
+    async def _stage(self, ask: m.StageMedia) -> None:
+        """Have embeddings at hand, and say which ones are."""
+        ready: list[int] = []
+        missing: list[int] = []
+        for slot, ref in zip(ask.slots, ask.refs, strict=False):
+            try:
+                if not self.engine.media.has(ask.session, slot):
+                    await self._fetch(ask.session, slot, ref)
+                ready.append(slot)
+            except MediaLost as fault:
+                self.actor.log.warning("media missing", key=ref.key, vision=ref.vision_id, reason=fault.message)
+                missing.append(slot)
+        answer = m.MediaStaged(ask.engine_id, ask.session, self._config.tp_rank, ready, missing)
+        await self.actor.send(self.actor.subjects.scheduler_media(ask.session), answer)
+
+    async def _fetch(self, session: str, slot: int, ref: m.EmbeddingRef) -> None:
+        """From shared memory, else through the object store.
+
+        Raises:
+            MediaLost: nobody has them.
+        """
+        loop, media = asyncio.get_running_loop(), self.engine.media
+        try:
+            await loop.run_in_executor(self._staging, lambda: media.stage(session, slot, map_rows(ref), ref.dtype))
+            return
+        except MediaLost:
+            pass  # another host's, or gone
+        subject = self.actor.subjects.vision_share(ref.vision_id)
+        try:
+            shared = await self.actor.ask(subject, m.ShareEmbedding(ref.key), m.EmbeddingShared, SHARE_TIMEOUT_S)
+            data = await self.actor.bus.get_object(shared.bucket, shared.name)
+            rows = rows_in(data, ref)
+        except (Unavailable, NotFound) as fault:
+            raise MediaLost(f"neither in shared memory nor from {ref.vision_id}: {fault}") from fault
+        await loop.run_in_executor(self._staging, media.stage, session, slot, rows, ref.dtype)
 
     def _launched(self, plan: m.StepPlan, done: Future[LaunchedLike | m.EngineFault | None]) -> None:
         """On the loop, in a group: a failure ends the process even while a step before it waits for a rank for ever."""
@@ -227,7 +284,7 @@ class WorkerService:
             tp_size=spec.tp_size, device=spec.device, dtype=spec.dtype, attention_backend=spec.attention_backend,
             page_size=spec.page_size, num_pages=spec.num_pages, max_rows=spec.max_rows,
             context_length=spec.context_length, vocab_size=spec.vocab_size, prefill_tokens=spec.prefill_tokens,
-            mask_slots=spec.mask_slots,
+            mask_slots=spec.mask_slots, media_bytes=spec.media_bytes,
             session=self._progress.session, received_seq=self._progress.received_seq,
             last_seq=self._progress.last_seq, memory_bytes=memory_bytes,
         )  # fmt: skip

@@ -1,7 +1,9 @@
 """One spelling for what checkpoints have called a tensor over the years.
 
 Models know a tensor by its *canonical* name: no leading "model.", and each expert's weights for themselves, as
-`layers.0.mlp.experts.7.gate_proj.weight`. Knows strings and shapes; called by the loader.
+`layers.0.mlp.experts.7.gate_proj.weight`. What encodes images is `visual.*` or `vision_tower.*` (CLIP),
+`projector.<n>.*` (the products of a projector, counted with the activations between them) and `image_newline`. Knows
+strings and shapes; called by the loader.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from dataclasses import dataclass
 _PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.)")
 _MIXTRAL_WEIGHT = re.compile(r"(?<=\.experts\.)(\d+)\.(w[123])(?=\.)")
 _MIXTRAL_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_TOWER = re.compile(r"^(vision_tower\.vision_tower\.vision_model\.|vision_tower\.vision_model\.|vision_model\.)")
+_PROJECTOR = re.compile(r"^(?:multi_modal_projector\.linear_(\d)|mm_projector(?:\.(\d+))?)(?=\.(?:weight|bias)$)")
+_VISION = ("visual.", "vision_tower.", "projector.", "image_newline")
 _STACK = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
 
 Index = tuple[int | slice, ...]
@@ -37,9 +42,15 @@ class Piece:
 
 
 def canonical(key: str) -> str:
-    """The name without what varies: prefixes of the whole model, and Mixtral's own names of an expert's weights."""
+    """The name without what varies: prefixes of the whole model, and families' own names of some parts."""
     name = _PREFIX.sub("", key).replace(".block_sparse_moe.", ".mlp.")
+    name = _PROJECTOR.sub(_projector, _TOWER.sub("vision_tower.", name))
     return _MIXTRAL_WEIGHT.sub(lambda found: f"{found[1]}.{_MIXTRAL_NAMES[found[2]]}", name)
+
+
+def of_vision(name: str) -> bool:
+    """Whether a tensor of this canonical name encodes images; all others are the language model's."""
+    return name.startswith(_VISION)
 
 
 def pieces(key: str, shape: tuple[int, ...]) -> Iterator[Piece]:
@@ -58,3 +69,8 @@ def pieces(key: str, shape: tuple[int, ...]) -> Iterator[Piece]:
     for expert in range(shape[0]):
         for place, part in enumerate(parts):
             yield Piece(f"{stack[1]}.{expert}.{part}.weight", (rows, shape[2]), (expert, place * rows))
+
+
+def _projector(found: re.Match[str]) -> str:
+    """transformers counts the products from 1; the original code counts all parts from 0, and has no count for one."""
+    return f"projector.{2 * int(found[1]) - 2 if found[1] else found[2] or 0}"

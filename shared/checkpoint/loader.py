@@ -1,14 +1,14 @@
 """Fill a model's weights from safetensors files, or with random numbers.
 
 File after file, only the part this rank takes, straight into place (`weight_copies.py`). Knows names and shapes, no
-arithmetic; called by the engine's builder once.
+arithmetic; called once by whoever builds a model: the worker's engine, or the vision service for what encodes images.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,27 @@ import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shared.checkpoint.checkpoint_names import pieces
+from shared.checkpoint.checkpoint_names import canonical, of_vision, pieces
 from shared.checkpoint.target import Target
 from shared.checkpoint.weight_copies import WeightCopies
 from shared.errors import ConfigError
 from shared.log import Log
 
 _INDEX = "model.safetensors.index.json"
-_DERIVED = re.compile(r"rotary_emb\.inv_freq$|self_attn\.masked_bias$|self_attn\.bias$")
+_DERIVED = re.compile(r"rotary_emb\.inv_freq$|self_attn\.masked_bias$|self_attn\.bias$|embeddings\.position_ids$")
 """Computed tensors that old checkpoints carry."""
 _SHOWN = 5
 DUMMY_SCALE = 0.02
 
 
 def load_checkpoint(
-    folder: str | Path, targets: Mapping[str, Target], *, tied: bool, log: Log, num_threads: int | None = None
+    folder: str | Path,
+    targets: Mapping[str, Target],
+    *,
+    tied: bool,
+    log: Log,
+    skip: Callable[[str], bool] = of_vision,
+    num_threads: int | None = None,
 ) -> None:
     """Read every target from the checkpoint in `folder`.
 
@@ -38,6 +44,7 @@ def load_checkpoint(
         targets: by canonical name (`checkpoint_names.py`), all on one device.
         tied: the output head is the embedding; a copy of it in the files is skipped.
         log: gets a line a second.
+        skip: canonical names of tensors that are not this model's, but rightly in its files.
         num_threads: that read; None = as many as pay.
 
     Raises:
@@ -46,7 +53,7 @@ def load_checkpoint(
     device = next(iter(targets.values())).into.device
     total_bytes = sum(target.into.nbytes for target in targets.values())
     with WeightCopies(device, total_bytes, log, num_threads) as copies:
-        loading = _Loading(targets, copies, tied)
+        loading = _Loading(targets, copies, tied, skip)
         for path in weight_files(Path(folder)):
             try:
                 with safe_open(path, framework="pt") as file:
@@ -61,8 +68,10 @@ def load_checkpoint(
 class _Loading:
     """One run of `load_checkpoint`: what is filled so far, and what does not fit."""
 
-    def __init__(self, targets: Mapping[str, Target], copies: WeightCopies, tied: bool) -> None:
-        self._targets, self._copies, self._tied = targets, copies, tied
+    def __init__(
+        self, targets: Mapping[str, Target], copies: WeightCopies, tied: bool, skip: Callable[[str], bool]
+    ) -> None:
+        self._targets, self._copies, self._tied, self._skip = targets, copies, tied, skip
         self._seen: set[str] = set()
         self._unexpected: list[str] = []
         self._misshapen: list[str] = []
@@ -72,7 +81,7 @@ class _Loading:
         for piece in pieces(key, tuple(tensor.get_shape())):
             target = self._targets.get(piece.name)
             if target is None:
-                if not (_DERIVED.search(piece.name) or (self._tied and piece.name == "lm_head.weight")):
+                if not (self._skip(piece.name) or self._is_derived(piece.name)):
                     self._unexpected.append(piece.name)
                 continue
             self._seen.add(piece.name)
@@ -81,6 +90,9 @@ class _Loading:
             else:
                 want = list(target.shape)
                 self._misshapen.append(f"{piece.name} is {list(piece.shape)}, config.json wants {want}")
+
+    def _is_derived(self, name: str) -> bool:
+        return bool(_DERIVED.search(name)) or (self._tied and name == "lm_head.weight")
 
     def finish(self, folder: str | Path) -> None:
         """Complain of everything that did not fit."""
@@ -110,6 +122,22 @@ def load_dummy(targets: Mapping[str, Target]) -> None:
             continue
         values = torch.empty(target.shape, device=device).normal_(0.0, DUMMY_SCALE, generator=generator)
         target.into.copy_(values[target.take].add_(1.0 if target.is_norm else 0.0))
+
+
+def tensor_names(folder: str | Path) -> set[str]:
+    """Canonical names of the tensors in a checkpoint.
+
+    Raises:
+        ConfigError: no files, or unreadable files.
+    """
+    names: set[str] = set()
+    for path in weight_files(Path(folder)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names.update(canonical(key) for key in file.keys())  # noqa: SIM118 - safe_open is no mapping
+        except (SafetensorError, OSError) as fault:
+            raise ConfigError(f"{path} cannot be read: {fault}; download it again") from fault
+    return names
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from shared.messages.control import (
     SchedulerInfo,
     ServiceFacts,
 )
-from shared.messages.embedding import EmbeddingRef, MediaSpan
+from shared.messages.embedding import EmbeddingRef, MediaSource, MediaSpan
 from shared.messages.generation import (
     Abort,
     AbortHandles,
@@ -50,7 +50,6 @@ from shared.messages.media import (
     EncodedMedia,
     EncodeMedia,
     MediaEncoded,
-    MediaSource,
     MediaStaged,
     ShareEmbedding,
     StageMedia,

@@ -12,7 +12,7 @@ State = Literal["starting", "ready", "draining"]
 
 @dataclass(frozen=True, slots=True)
 class ServiceFacts:
-    """What a gateway needs to know of a tokenizer to answer for its model; zero or empty elsewhere."""
+    """What a gateway needs to know of a tokenizer, to answer for its model, and of vision; zero or empty elsewhere."""
 
     model: str = ""
     """Served model name."""
@@ -20,6 +20,8 @@ class ServiceFacts:
     vocab_size: int = 0
     created_s: int = 0
     """Unix time of start."""
+    memory: str = ""
+    """Vision only: the folder in shared memory that it sees (`shared.held_folder`)."""
 
 
 @message()
@@ -27,7 +29,7 @@ class Heartbeat:
     """Every service, every second, and at once when its state changes."""
 
     service: str
-    """gateway, tokenizer, scheduler or worker."""
+    """gateway, tokenizer, vision, scheduler or worker."""
     name: str
     """Stable name given by the operator, for example `tokenizer-0`."""
     id: str
@@ -79,6 +81,8 @@ class EngineInfo:
     """Prompt tokens that one step should compute at most; a scheduler without a wish of its own follows."""
     mask_slots: int = 0
     """Places in the bank of masks; 0 = the engine cannot be constrained."""
+    media_bytes: int = 0
+    """Embeddings of images and videos that each rank holds at most; 0 = the model takes text only."""
     session: str = ""
     """Of the plans that this rank receives."""
     received_seq: int = -1

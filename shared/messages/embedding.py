@@ -1,8 +1,28 @@
-"""References to embeddings of images and videos, as other messages carry them."""
+"""Images and videos as other messages name them: where they come from, and where their embeddings are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+MediaKind = Literal["image", "video"]
+Detail = Literal["auto", "low", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSource:
+    """Where an image or a video comes from."""
+
+    url: str
+    """http:, https:, data: or file: (from allowed folders), or blob: (see `shared.blobs`)."""
+    kind: MediaKind = "image"
+    detail: Detail = "auto"
+    """OpenAI's: "low" bounds the tokens of an image; "auto" and "high" are as large as the model takes it."""
+    param: str = ""
+    """The request's field, for errors."""
+    fps: float | None = None
+    """Frames a second sampled from a video; None = the model's own."""
+    max_frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.grammar import GrammarSpec
-from shared.messages.embedding import MediaSpan
+from shared.messages.embedding import MediaSource, MediaSpan
 from shared.sampling import SamplingParams
 from shared.wire import message
 
@@ -48,7 +48,9 @@ class ChatInput:
     """A conversation to be rendered by the model's chat template."""
 
     messages: list[dict[str, Any]]
-    """OpenAI chat messages: role, content (string or parts), name, tool_calls, tool_call_id."""
+    """OpenAI chat messages: role, content (string or parts), name, tool_calls, tool_call_id. Parts may be images and
+    videos: {"type": "image_url", "image_url": {url, detail}}, {"type": "video_url", "video_url": {url, fps,
+    max_frames}}."""
     tools: list[dict[str, Any]] = field(default_factory=list)
     """OpenAI tools: {"type": "function", "function": {name, description, parameters, strict}}."""
     tool_choice: Literal["auto", "none", "required"] = "auto"
@@ -78,6 +80,9 @@ class GenerateRequest:
     chat: ChatInput | None = None
     text: str | None = None
     input_ids: list[int] | None = None
+    media: list[MediaSource] = field(default_factory=list)
+    """Images and videos of `text` or `input_ids`, one for each of the model's placeholders in it, in order. Those of a
+    `chat` are in its messages."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stream: bool = True
     """False: one delta at the end instead of one per step."""
@@ -146,6 +151,8 @@ class PromptInfo:
     text: str | None = None
     """The prompt's text, when `echo` asked for it."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    image_tokens: int = 0
+    """Of the prompt's tokens, those of images and videos."""
 
 
 @dataclass(frozen=True, slots=True)

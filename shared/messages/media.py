@@ -7,30 +7,10 @@ same host, or asks the vision instance to put them into the object store.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from shared.messages.embedding import EmbeddingRef
+from shared.messages.embedding import EmbeddingRef, MediaKind, MediaSource
 from shared.messages.generation import ErrorInfo
 from shared.wire import message
-
-MediaKind = Literal["image", "video"]
-Detail = Literal["auto", "low", "high"]
-
-
-@dataclass(frozen=True, slots=True)
-class MediaSource:
-    """Where an image or a video comes from."""
-
-    url: str
-    """http:, https:, data: or file: (from allowed folders), or blob: (see `shared.blobs`)."""
-    kind: MediaKind = "image"
-    detail: Detail = "auto"
-    """OpenAI's: "low" bounds the tokens of an image; "auto" and "high" are as large as the model takes it."""
-    param: str = ""
-    """The request's field, for errors."""
-    fps: float | None = None
-    """Frames a second sampled from a video; None = the model's own."""
-    max_frames: int | None = None
 
 
 @message(max_bytes=8 * 1024 * 1024)
@@ -61,6 +41,8 @@ class EncodedMedia:
     """[t, h, w] in tokens, for models with positions of three dimensions; empty for others."""
     timestamps_s: list[float] = field(default_factory=list)
     """Of a video: the time of each of the t frames (pairs of frames, where the model joins two)."""
+    seconds_per_frame: float = 0.0
+    """Of a video: time between two of the t frames, as the model's processor counts it."""
 
 
 @message(max_bytes=1024 * 1024)

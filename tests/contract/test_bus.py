@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
 import pytest
 
+from rhizome import nats_server
+from rhizome.nats_server import EmbeddedNats
 from shared.bus import Bus, LocalBus, NatsBus
-from shared.errors import ConfigError, TooLarge, Unavailable
+from shared.errors import ConfigError, NotFound, Overloaded, TooLarge, Unavailable
 from shared.wire import MAX_PAYLOAD_BYTES
 
 
@@ -281,3 +285,93 @@ async def test_what_a_queue_group_was_given_before_leaving_is_still_handled(bus:
     await first.wait()
     await leave()
     assert seen == [str(i).encode() for i in range(50)]
+
+
+@pytest.fixture
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server reserves what buckets may take, and all tests use the same server."""
+    monkeypatch.setattr("shared.objects.BUCKET_BYTES", 32 * 1024 * 1024)
+
+
+@pytest.mark.usefixtures("small_buckets")
+async def test_an_object_of_many_chunks_comes_back_as_it_was_put(bus: Bus) -> None:
+    data = bytes(range(256)) * (10 * 4096) + b"end"
+    await bus.put_object("t-objects", "large", data, 60)
+    await bus.put_object("t-objects", "empty", b"", 60)
+    assert await bus.get_object("t-objects", "large") == data
+    assert await bus.get_object("t-objects", "empty") == b""
+
+
+@pytest.mark.usefixtures("small_buckets")
+async def test_an_object_put_again_is_the_new_one(bus: Bus) -> None:
+    await bus.put_object("t-objects", "twice", b"old", 60)
+    await bus.put_object("t-objects", "twice", b"new", 50)
+    assert await bus.get_object("t-objects", "twice") == b"new"
+
+
+@pytest.mark.usefixtures("small_buckets")
+async def test_objects_that_are_not_there_are_not_found(bus: Bus) -> None:
+    with pytest.raises(NotFound, match="absent in t-nowhere"):
+        await bus.get_object("t-nowhere", "absent")
+    await bus.put_object("t-objects", "deleted", b"x", 60)
+    await bus.delete_object("t-objects", "deleted")
+    await bus.delete_object("t-objects", "deleted")
+    await bus.delete_object("t-nowhere", "absent")
+    with pytest.raises(NotFound, match="deleted in t-objects"):
+        await bus.get_object("t-objects", "deleted")
+
+
+@pytest.mark.usefixtures("small_buckets")
+async def test_objects_expire_by_themselves(bus: Bus) -> None:
+    await bus.put_object("t-brief", "short", b"x", 0.2)
+
+    async def read_until_gone() -> None:
+        while True:
+            await bus.get_object("t-brief", "short")
+
+    async with asyncio.timeout(10):
+        with pytest.raises(NotFound):
+            await read_until_gone()
+
+
+async def test_a_full_bucket_refuses_and_keeps_what_it_has(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.objects.BUCKET_BYTES", 3 * 1024 * 1024)
+    await bus.put_object("t-full", "first", b"x" * (2 * 1024 * 1024), 60)
+    with pytest.raises(Overloaded, match="t-full is full"):
+        await bus.put_object("t-full", "second", b"x" * (2 * 1024 * 1024), 60)
+    assert len(await bus.get_object("t-full", "first")) == 2 * 1024 * 1024
+
+
+async def test_objects_can_be_put_again_after_the_server_was_restarted() -> None:
+    with EmbeddedNats() as server:
+        bus = await NatsBus.connect(server.url, "test")
+        await bus.put_object("t-restart", "a", b"1", 60)
+        server.stop()
+        server.start()
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(Unavailable):
+                    await bus.put_object("t-restart", "b", b"2", 60)
+                    break
+        assert await bus.get_object("t-restart", "b") == b"2"
+        with pytest.raises(NotFound):
+            await bus.get_object("t-restart", "a")
+        await bus.close()
+
+
+async def test_a_server_without_jetstream_says_how_to_enable_it(plain_nats_url: str) -> None:
+    bus = await NatsBus.connect(plain_nats_url, "test")
+    put, get = bus.put_object("t-objects", "x", b"x", 60), bus.get_object("t-objects", "x")
+    for call in (put, get, bus.delete_object("t-objects", "x")):
+        with pytest.raises(Unavailable, match="enable JetStream"):
+            await call
+    await bus.close()
+
+
+@pytest.fixture
+def plain_nats_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server as other people start theirs."""
+    without = nats_server._CONFIG[: nats_server._CONFIG.index("jetstream")]
+    monkeypatch.setattr(nats_server, "_CONFIG", without)
+    with EmbeddedNats() as server:
+        yield server.url

@@ -36,6 +36,11 @@ def constrained_token(prefix: int, allowed: Sequence[int]) -> int:
     return allowed[prefix // 7 % len(allowed)]
 
 
+def media_token(key: str, row: int) -> int:
+    """What the scripted model sees in place of a token's id: row `row` of an image's embeddings."""
+    return 10_000_000 + int(key, 16) * 1000 + row
+
+
 def _listed(values: I32 | None) -> list[int]:
     return [] if values is None else values.tolist()
 
@@ -54,13 +59,14 @@ def expected_tokens(prompt: list[int], count: int, vocab_size: int, eos_id: int 
 
 def engine_info(
     *, engine_id: str = "engine-0-test", num_pages: int = 1000, page_size: int = 1, max_rows: int = 16,
-    context_length: int = 512, vocab_size: int = 1000, mask_slots: int = 0,
+    context_length: int = 512, vocab_size: int = 1000, mask_slots: int = 0, media_bytes: int = 0,
 ) -> m.EngineInfo:  # fmt: skip
     """What a worker would announce."""
     return m.EngineInfo(
         engine_id=engine_id, name=engine_id.rsplit("-", 1)[0], state="ready", model="scripted", tp_size=1,
         device="none", dtype="none", attention_backend="none", page_size=page_size, num_pages=num_pages,
         max_rows=max_rows, context_length=context_length, vocab_size=vocab_size, mask_slots=mask_slots,
+        media_bytes=media_bytes,
     )  # fmt: skip
 
 
@@ -71,6 +77,7 @@ class ScriptedEngine:
         self.info, self._eos_id, self._eos_every, self._check = info, eos_id, eos_every, check
         self.steps = 0
         self._session = ""
+        self._media: dict[tuple[str, int], m.EmbeddingRef] = {}
         self._reset("")
 
     def _reset(self, session: str) -> None:
@@ -88,6 +95,18 @@ class ScriptedEngine:
         self._decode: I32 = np.empty(0, np.int32)
         self._init: dict[int, m.RowInit] = {}
 
+    def stage(self, ask: m.StageMedia, *, lost: bool = False) -> m.MediaStaged:
+        """Have embeddings at hand, or not."""
+        for slot, ref in zip(ask.slots, ask.refs, strict=True):
+            if not lost:
+                self._media[ask.session, slot] = ref
+        slots: list[int] = []
+        return m.MediaStaged(ask.engine_id, ask.session, 0, *((slots, ask.slots) if lost else (ask.slots, slots)))
+
+    def staged(self, session: str) -> set[int]:
+        """Slots at hand."""
+        return {slot for of, slot in self._media if of == session}
+
     def execute(self, plan: m.StepPlan, masks: Sequence[m.StepMasks] = ()) -> m.StepResult:
         """Run one plan with its masks; AssertionError says what the scheduler did wrong."""
         if plan.seq == 0 and plan.session != self._session:
@@ -101,6 +120,8 @@ class ScriptedEngine:
             self._decode = plan.decode_rows
         self._allowed = self._masks(plan, masks)
         tokens, counts, logprobs = self._extend(plan)
+        for slot in _listed(plan.drop_media):
+            self._media.pop((plan.session, slot), None)  # it may have been missing
         if self._check:
             tokens += [self._feed(int(row), int(self._last[row])) for row in self._decode]
         else:
@@ -161,16 +182,18 @@ class ScriptedEngine:
         assert plan.ext_lens is not None
         assert plan.ext_tokens is not None
         assert plan.ext_sample is not None
+        fed = self._with_media(plan, plan.ext_tokens.tolist())
         at = 0
         for i, row in enumerate(plan.ext_rows.tolist()):
             start, count = int(plan.ext_starts[i]), int(plan.ext_lens[i])
             chunk = plan.ext_tokens[at : at + count].tolist()
+            inputs = fed[at : at + count]
             at += count
             assert count >= 1
             self._len[row] = start
             self._prefix[row] = self._stored(row, start - 1) if start and self._check else 0
             following = 0
-            for token in chunk:
+            for token in inputs:
                 following = self._feed(row, token) if self._check else token
             if not self._check:
                 self._len[row] += count
@@ -179,6 +202,15 @@ class ScriptedEngine:
                 tokens.append(following)
             counts.append(self._prompt_logprobs(plan, i, chunk, logprobs))
         return tokens, counts, logprobs
+
+    def _with_media(self, plan: m.StepPlan, tokens: list[int]) -> list[int]:
+        """The tokens with what stands for embeddings in the places of images."""
+        assert min(tokens) >= 0, "the cache's name of an image left the scheduler"
+        for at, count, slot, first in _listed(plan.ext_media):
+            ref = self._media[plan.session, slot]
+            assert first + count <= ref.tokens
+            tokens[at : at + count] = [media_token(ref.key, first + i) for i in range(count)]
+        return tokens
 
     def _prompt_logprobs(self, plan: m.StepPlan, i: int, chunk: list[int], out: list[float]) -> int:
         """The logprob of a prompt token is scripted as minus its id."""

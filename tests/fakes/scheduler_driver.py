@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.engine import Engine
@@ -23,6 +25,7 @@ from tests.fakes.aside import LateAside
 from tests.fakes.engine import ScriptedEngine, engine_info
 
 EOS = 2
+I32 = npt.NDArray[np.int32]
 
 
 @dataclass
@@ -51,6 +54,8 @@ class Driver:
         )
         self.engines: dict[str, ScriptedEngine] = {}
         self.plans: deque[m.StepPlan] = deque()
+        self.asks: deque[m.StageMedia] = deque()
+        """Images that engines should have at hand."""
         self.masks: dict[tuple[str, int], list[m.StepMasks]] = {}
         """By session and number of the plan."""
         self.history: list[m.StepPlan] = []
@@ -83,10 +88,12 @@ class Driver:
         self, prompt: list[int], max_new_tokens: int, *, sampling: SamplingParams = NEUTRAL, ignore_eos: bool = False,
         logprob_start: int | None = None, salt: str = "", priority: int = 0, timeout_s: float | None = None,
         tokenizer: str = "tok", grammar: Grammar | None = None, jump_forward: bool = True,
+        media: Sequence[m.MediaSpan] = (), positions: I32 | None = None, position_delta: int = 0,
     ) -> int:  # fmt: skip
         """
         Args:
             grammar: constrains the request; compiled at once.
+            media: images, whose placeholders are in the prompt.
         """
         self._handles += 1
         self.outputs[self._handles] = Output()
@@ -99,6 +106,7 @@ class Driver:
                 eos_token_ids=[EOS], return_logprob=logprob_start is not None,
                 logprob_start_len=-1 if logprob_start is None else logprob_start,
                 cache_salt=salt, priority=priority, timeout_s=timeout_s, grammar=spec,
+                media=list(media), positions=positions, position_delta=position_delta,
             )
         )  # fmt: skip
         if grammar is not None:
@@ -139,10 +147,19 @@ class Driver:
         built = [plan for _, plan in self.scheduler.plans()]
         self.plans += built
         self.history += built
+        self.asks += [ask for _, ask in self.scheduler.stagings()]
         for _, masks in self.scheduler.masks():
             self.masks.setdefault((masks.session, masks.seq), []).append(masks)
         self.collect()
         return len(built)
+
+    def stage(self, *, lost: bool = False) -> bool:
+        """An engine answers to the oldest demand for images; False if there is none."""
+        if not self.asks:
+            return False
+        ask = self.asks.popleft()
+        self.scheduler.staged(self.engines[ask.engine_id].stage(ask, lost=lost))
+        return True
 
     def execute(self) -> m.StepResult:
         """Execute the oldest plan; its result is the caller's."""
@@ -171,7 +188,7 @@ class Driver:
         """Until nothing is left to do."""
         for _ in range(most_steps):
             self.pump()
-            if not self.answer() and not self.aside.tasks:
+            if not self.stage() and not self.answer() and not self.aside.tasks:
                 return
         raise AssertionError(f"not done after {most_steps} steps")
 

@@ -24,9 +24,12 @@ from transformers import (
 )
 from transformers import set_seed as set_transformers_seed
 
+from rhizome.models import DEFAULT_MODEL, store
 from services.worker.attention.flashinfer_modules import flashinfer_obstacle
 from services.worker.engine import Engine
 from shared.messages.step import RowInit
+from shared.sampling import SamplingParams
+from tests.fakes.real_engine import real_driver
 from tests.gpu.shapes import SHAPES, write_shape
 from tests.unit.worker.driver import Driver, Extend, make_engine
 
@@ -48,10 +51,20 @@ WITH_EXPERTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "num_experts": 24, "num_experts_per_tok": 4, "moe_intermediate_size": 80, "norm_topk_prob": True}),
 }  # fmt: skip
 """Not for bfloat16: where two experts are nearly as likely, rounding decides which one a token goes to."""
+SMALL_MODEL = DEFAULT_MODEL
+"""Trained weights, not random ones."""
 TIE = 0.26
 NO_FLASHINFER = torch.cuda.is_available() and flashinfer_obstacle(torch.device("cuda", 0), torch.bfloat16, 64)
 needs_flashinfer = pytest.mark.skipif(bool(NO_FLASHINFER), reason=f"flashinfer: {NO_FLASHINFER}")
 """Logprobs this close may change places: two units in the last place of bfloat16 logits between 16 and 32."""
+
+
+def small_model() -> Path:
+    """Where the launcher keeps its default model."""
+    folder = store.model_dir(DEFAULT_MODEL)
+    if not store.is_complete(folder):
+        pytest.skip(f"{DEFAULT_MODEL} is not in the model cache: start the launcher once")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +73,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     made: dict[str, Path] = {}
 
     def get(family: str) -> Path:
+        if family == SMALL_MODEL:
+            return small_model()
         if family not in made:
             config_class, model_class, changes = (FAMILIES | WITH_EXPERTS)[family]
             set_transformers_seed(11)
@@ -89,7 +104,7 @@ def cuda_engine(path: Path, backend: str, **flags: Any) -> Engine:
 
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize(("page_size", "chunk"), [(1, 1000), (16, 13)])
-@pytest.mark.parametrize("family", FAMILIES | WITH_EXPERTS)
+@pytest.mark.parametrize("family", [*FAMILIES, *WITH_EXPERTS, SMALL_MODEL])
 def test_fp32_greedy_tokens_of_both_backends_are_equal(
     checkpoint: Callable[[str], Path], family: str, chunk: int, page_size: int, graphs: bool
 ) -> None:
@@ -107,7 +122,7 @@ def test_fp32_greedy_tokens_of_both_backends_are_equal(
 
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("page_size", [1, 16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, SMALL_MODEL])
 @pytest.mark.parametrize("backend", ["triton", pytest.param("flashinfer", marks=needs_flashinfer)])
 def test_bf16_greedy_tokens_of_kernels_are_the_operators_best_up_to_ties(
     checkpoint: Callable[[str], Path], backend: str, family: str, page_size: int, graphs: bool
@@ -126,6 +141,18 @@ def test_bf16_greedy_tokens_of_kernels_are_the_operators_best_up_to_ties(
         assert chosen is not None
         assert best is not None
         assert (best[:, 0] - chosen)[-len(tokens) :].max() <= TIE
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_scheduler_sends_steps_ahead_and_the_small_model_s_tokens_stay_the_same(depth: int) -> None:
+    driver = real_driver(
+        small_model(), page_size=16, chunk=32, depth=depth, pool_tokens=4096, backend="triton", device="cuda"
+    )
+    greedy = SamplingParams(temperature=0.0)
+    handles = [driver.submit(prompt, 24, sampling=greedy, ignore_eos=True) for prompt in prompts()]
+    driver.run()
+    judge = Driver(cuda_engine(small_model(), "torch", dtype="float32"))
+    assert [driver.outputs[handle].tokens for handle in handles] == judge.generate(prompts(), 24)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from services.worker.kernels.device import sm_count
 from shared.bus import NatsBus
 from shared.messages.step import EngineFault, RowInit, StepPlan, StepResult
 from tests.gpu.shapes import write_shape
-from tests.gpu.test_engine_gpu import SHAPE, TIE, WITH_EXPERTS
+from tests.gpu.test_engine_gpu import SHAPE, SMALL_MODEL, TIE, WITH_EXPERTS, small_model
 from tests.integration.rank_processes import lose_rank_1, rank_processes
 from tests.unit.worker.driver import Driver, Extend, make_engine
 from tests.unit.worker.ranks import Ranks
@@ -53,6 +53,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     made: dict[str, Path] = {}
 
     def get(name: str) -> Path:
+        if name == SMALL_MODEL:
+            return small_model()
         if name not in made:
             config_class, model_class, changes = SHAPES[name]
             set_seed(11)
@@ -82,7 +84,7 @@ def assert_greedy(path: Path, generated: list[list[int]], tie: float, **flags: A
 
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize(("page_size", "chunk"), [(1, 1000), (16, 13)])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [*SHAPES, SMALL_MODEL])
 def test_fp32_greedy_tokens_of_two_ranks_are_those_of_one(
     checkpoint: Callable[[str], Path], name: str, page_size: int, chunk: int, graphs: bool
 ) -> None:

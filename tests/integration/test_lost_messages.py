@@ -23,7 +23,7 @@ from services.scheduler.service import SchedulerService
 from services.tokenizer.config import TokenizerConfig
 from services.tokenizer.encoder import Encoder
 from services.tokenizer.model import load_model
-from services.tokenizer.service import TokenizerService
+from services.tokenizer.service import Limits, TokenizerService
 from shared import messages as m
 from shared import wire
 from shared.bus import Bus, Handler, LocalBus
@@ -108,7 +108,7 @@ class Stack:
         self.encoder = Encoder(threads=1, max_pending=2)
         model = load_model(TokenizerConfig(model_path=str(folder)))
         self.tokenizer_actor = actor_on(self.bus, "tokenizer")
-        self.tokenizer = TokenizerService(self.tokenizer_actor, model, self.encoder, 100, self.clock)
+        self.tokenizer = TokenizerService(self.tokenizer_actor, model, self.encoder, Limits(100), self.clock)
         config = GatewayConfig(port=0, accept_timeout_s=accept_timeout_s)
         self.gateway = GatewayService(actor_on(self.bus, "gateway"), config)
         self.session = aiohttp.ClientSession()

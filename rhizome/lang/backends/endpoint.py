@@ -71,7 +71,7 @@ class RuntimeEndpoint(NativeBackend):
         """The served model, for a thread."""
         return wait_on(background_loop(), self.model_name())
 
-    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+    async def encode(self, source: str | list[dict[str, Any]], *, special: bool = True) -> list[int]:
         if isinstance(source, str):
             body: Body = {"prompt": source, "add_special_tokens": special}
         else:

@@ -53,14 +53,14 @@ class NativeBackend(Backend, ABC):
         """As the server knows it."""
 
     @abstractmethod
-    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+    async def encode(self, source: str | list[dict[str, Any]], *, special: bool = True) -> list[int]:
         """Token ids of a text or of a conversation; `special`: with what the tokenizer adds to a text."""
 
     @abstractmethod
     async def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens included."""
 
-    async def render(self, messages: list[dict[str, str]]) -> str | None:
+    async def render(self, messages: list[dict[str, Any]]) -> str | None:
         """The server's text of a conversation; None when it has no way to tell (SGLang's encodes only a text)."""
         try:
             ids = await self.encode(messages)
@@ -89,7 +89,7 @@ class NativeBackend(Backend, ABC):
         name = await self.model_name()
         if await self.render([{"role": "user", "content": "x"}]) is not None:
 
-            async def render(messages: list[dict[str, str]]) -> str:
+            async def render(messages: list[dict[str, Any]]) -> str:
                 return await self.render(messages) or ""
 
             try:

@@ -28,10 +28,14 @@ from rhizome.lang.loops import PerLoop
 from rhizome.lang.sampling import GRAMMARS, SamplingParams
 
 ACCEPT_TIMEOUT_S = 30.0
+MEDIA_TIMEOUT_S = 120.0
+"""More, for a request with pictures, which are encoded first."""
 SILENT_AFTER_S = 10.0
 """A tokenizer sends a heartbeat every second; after this long without one its streams are lost."""
 _WATCH_S = 1.0
 _END = {"closed": True}
+MAX_PICTURE_CHARS = 3 * 1024 * 1024
+"""Of all pictures of a request, as base64: a message holds four."""
 
 
 class NatsEndpoint(NativeBackend):
@@ -85,7 +89,7 @@ class NatsEndpoint(NativeBackend):
         link = await self._links.get()
         return await link.model()
 
-    async def encode(self, source: str | list[dict[str, str]], *, special: bool = True) -> list[int]:
+    async def encode(self, source: str | list[dict[str, Any]], *, special: bool = True) -> list[int]:
         if isinstance(source, str):
             body: Body = {"text": source, "add_special_tokens": special}
         else:
@@ -168,8 +172,9 @@ class _Link:
         Raises:
             BackendError: nobody answers, or the answer is an error.
         """
+        timeout_s = ACCEPT_TIMEOUT_S + (MEDIA_TIMEOUT_S if body.get("media") else 0.0)
         try:
-            message = await self._client.request(subject, orjson.dumps(body), timeout=ACCEPT_TIMEOUT_S)
+            message = await self._client.request(subject, orjson.dumps(body), timeout=timeout_s)
         except nats.errors.NoRespondersError as fault:
             raise BackendError(f"nobody listens on {subject}: is the deployment up?", 503) from fault
         except (nats.errors.Error, TimeoutError) as fault:
@@ -303,10 +308,8 @@ def requests_of(body: Body) -> tuple[list[dict[str, Any]], bool]:
     """A body of /generate as messages to a tokenizer, and whether its answer is a list.
 
     Raises:
-        Unsupported: pictures, which travel by reference on the bus.
+        Unsupported: pictures that are too large for a message.
     """
-    if body.get("image_data"):
-        raise Unsupported("pictures go through a gateway: use RuntimeEndpoint")
     sampling = {name: v for name, v in body["sampling_params"].items() if name not in ("n", "sampling_seed", *GRAMMARS)}
     n, seed = body["sampling_params"].get("n") or 1, body["sampling_params"].get("sampling_seed")
     base: dict[str, Any] = {"stream": False}
@@ -320,12 +323,27 @@ def requests_of(body: Body) -> tuple[list[dict[str, Any]], bool]:
     given = body[field]
     many = isinstance(given, list) and (field == "text" or bool(given and isinstance(given[0], list)))
     prompts = given if many else [given]
+    pictures = _pictures(body.get("image_data"), len(prompts), many=many)
     out = []
-    for prompt in prompts:
+    for prompt, media in zip(prompts, pictures, strict=True):
+        own_base = {**base, "media": [{"url": url} for url in media]} if media else base
         for choice in range(n):
             own = {**sampling, **({"seed": seed + choice} if seed is not None else {})}
-            out.append({**base, "rid": uuid.uuid4().hex, field: prompt, "sampling": own})
+            out.append({**own_base, "rid": uuid.uuid4().hex, field: prompt, "sampling": own})
     return out, many or n > 1
+
+
+def _pictures(image_data: str | list[Any] | None, count: int, *, many: bool) -> list[list[str]]:
+    """The pictures of each prompt."""
+    if image_data is None:
+        return [[] for _ in range(count)]
+    of_prompts = image_data if many and isinstance(image_data, list) else [image_data] * count
+    out = [[one] if isinstance(one, str) else list(one) for one in of_prompts]
+    if (size := max(sum(map(len, urls)) for urls in out)) > MAX_PICTURE_CHARS:
+        raise Unsupported(
+            f"pictures of {size:,} characters are too large for a message on the bus: use RuntimeEndpoint, or URLs"
+        )
+    return out
 
 
 async def _last(stream: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:

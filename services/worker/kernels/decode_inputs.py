@@ -23,7 +23,7 @@ class DecodeInputs(NamedTuple):
     ids: torch.Tensor
     """int64, 0 for padding"""
     positions: torch.Tensor
-    """int64, 0 for padding"""
+    """int64, rotary; 0 for padding"""
     slots: torch.Tensor
     """int64, -1 for padding: nothing is stored"""
     seq_lens: torch.Tensor
@@ -47,6 +47,7 @@ def decode_inputs_buffer(max_rows: int, device: torch.device) -> DecodeInputs:
 def _decode_inputs_kernel(
     rows: tl.tensor,
     lengths: tl.tensor,
+    deltas: tl.tensor,
     last_tokens: tl.tensor,
     page_table: tl.tensor,
     out: DecodeInputs,
@@ -63,7 +64,7 @@ def _decode_inputs_kernel(
     page = tl.load(page_table + row * table_stride + position // PAGE_SIZE, mask=real, other=0).to(tl.int64)
     slot = tl.where(real, page * PAGE_SIZE + position % PAGE_SIZE, -1)
     tl.store(out.ids + index, tl.load(last_tokens + row, mask=real, other=0), mask=inside)
-    tl.store(out.positions + index, position, mask=inside)
+    tl.store(out.positions + index, position + tl.load(deltas + row, mask=real, other=0), mask=inside)
     tl.store(out.slots + index, slot, mask=inside)
     tl.store(out.seq_lens + index, tl.where(real, position + 1, 0).to(tl.int32), mask=inside)
     tl.store(lengths + row, position + 1, mask=real)
@@ -72,6 +73,7 @@ def _decode_inputs_kernel(
 def decode_inputs(
     rows: torch.Tensor,
     lengths: torch.Tensor,
+    deltas: torch.Tensor,
     last_tokens: torch.Tensor,
     page_table: torch.Tensor,
     out: DecodeInputs,
@@ -82,11 +84,12 @@ def decode_inputs(
     Args:
         rows: [R] int32, no row twice; negative = padding.
         lengths: [max_rows] int64 tokens in the pool; one more afterwards.
+        deltas: [max_rows] int64 rotary position minus index.
         last_tokens: [max_rows] int64.
         page_table: [max_rows, max_pages] int32 page ids.
         out: of R rows, written.
     """
     _decode_inputs_kernel[(triton.cdiv(rows.shape[0], BLOCK),)](
-        rows, lengths, last_tokens, page_table, out, page_table.stride(0), rows.shape[0],
+        rows, lengths, deltas, last_tokens, page_table, out, page_table.stride(0), rows.shape[0],
         PAGE_SIZE=page_size, BLOCK=BLOCK, num_warps=2,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from services.worker.models.expert_mlp import layer_mlp
+from services.worker.models.media_input import MediaInput
 from services.worker.models.place import Place
 from services.worker.models.rope import QkNorm, Rotary, Rotation
 from shared.checkpoint.target import Target, under, whole
@@ -61,12 +62,17 @@ class LlamaModel:
             layer.pack()
         self._head.pack()
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """[walk 9] Hidden states [T, hidden] of tokens `ids` [T] at `positions` [T]; ragged rows, no padding."""
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, media: MediaInput | None = None) -> Tensor:
+        """[walk 9] Hidden states [T, hidden] of tokens `ids` [T] at rotary `positions` [T] or [3, T]; ragged rows, no
+        padding. `media` takes the place of some ids."""
         residual, delta = self._embedding(ids), None
+        if media is not None:
+            media.embed_(residual)
         rotation = Rotation(self._rotary, positions)
         for i, layer in enumerate(self._layers):
             delta = layer.forward_(residual, delta, rotation, i, attend)
+            if media is not None:
+                media.add_behind_(i, residual)
         return residual if delta is None else residual.add_(delta)
 
     def logits(self, hidden: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from services.worker.models.llama import Attend, LlamaModel
+from services.worker.models.media_input import MediaInput
 from services.worker.models.place import Place
 from shared.checkpoint.target import Target
 from shared.errors import ConfigError
@@ -20,7 +21,7 @@ class Model(Protocol):
 
     def targets(self) -> dict[str, Target]: ...
     def finish_loading(self) -> None: ...
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor: ...
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, media: MediaInput | None = None) -> Tensor: ...
     def logits(self, hidden: Tensor) -> Tensor | None: ...
 
 

@@ -30,6 +30,7 @@ class Rotary:
     ) -> None:
         inv_freq, self.scale = frequencies(rope, head_dim)
         self._inv_freq = inv_freq.to(device)  # [D/2] fp32
+        self._axes = position_axes(rope, head_dim).to(device)  # [D/2]
         self._context_length, self._dtype = context_length, dtype
 
     @functools.cached_property
@@ -38,33 +39,51 @@ class Rotary:
         angle = torch.arange(self._context_length, device=self._inv_freq.device).unsqueeze(1) * self._inv_freq
         return torch.cat((angle.cos(), angle.sin()), dim=1).mul_(self.scale)
 
+    def step_table(self, positions: Tensor) -> Tensor:
+        """`table` with a line per token of a step, for `positions` [3, T]."""
+        angle = self._turns(positions)
+        return torch.cat((angle.cos(), angle.sin()), dim=1).mul_(self.scale)
+
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and signed sin, [T, 1, D], for `positions` [T]."""
-        angle = positions.float().unsqueeze(1) * self._inv_freq  # [T, D/2]
+        """cos and signed sin, [T, 1, D], for `positions` [T] or [3, T]."""
+        angle = self._turns(positions)
         cos, sin = angle.cos() * self.scale, angle.sin() * self.scale
         return (
             torch.cat((cos, cos), dim=1).unsqueeze(1).to(self._dtype),
             torch.cat((-sin, sin), dim=1).unsqueeze(1).to(self._dtype),
         )
 
+    def _turns(self, positions: Tensor) -> Tensor:
+        """[T, D/2] fp32"""
+        if positions.dim() == 1:
+            return positions.float().unsqueeze(1) * self._inv_freq
+        return positions.float()[self._axes].T * self._inv_freq
+
 
 class Rotation:
     """The rotary embedding of one step's tokens."""
 
     def __init__(self, rotary: Rotary, positions: Tensor) -> None:
-        """positions: [T] int64"""
-        self.positions = positions
+        """positions: [T] int64, or [3, T] of time, height and width"""
+        self._given = positions
         self._rotary = rotary
 
-    @property
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """[T] lines of `table`."""
+        if self._given.dim() == 1:
+            return self._given
+        return torch.arange(self._given.shape[1], device=self._given.device)
+
+    @functools.cached_property
     def table(self) -> Tensor:
-        """As `Rotary.table`."""
-        return self._rotary.table
+        """Cosines and sines as in `Rotary.table`: its lines, or the step's own."""
+        return self._rotary.table if self._given.dim() == 1 else self._rotary.step_table(self._given)
 
     @functools.cached_property
     def angles(self) -> tuple[Tensor, Tensor]:
         """As `Rotary.angles`, computed once for all layers."""
-        return self._rotary.angles(self.positions)
+        return self._rotary.angles(self._given)
 
 
 def turn_(heads: Tensor, num_q_heads: int, rotation: Rotation, qk_norm: QkNorm | None) -> None:
@@ -82,6 +101,27 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     x.mul_(cos).addcmul_(swapped, sin)
 
 
+def position_axes(rope: RopeScaling, head_dim: int) -> Tensor:
+    """[D/2] int64: which of a position's three dimensions (0 time, 1 height, 2 width) turns each frequency.
+
+    Sections follow each other in Qwen2-VL and alternate in Qwen3-VL, where time also has what is left.
+
+    Raises:
+        ConfigError: the sections do not add up.
+    """
+    half, sections = head_dim // 2, rope.params.get("mrope_section")
+    axes = torch.zeros(half, dtype=torch.int64)
+    if sections is None:
+        return axes
+    if len(sections) != 3 or sum(sections) != half:
+        raise ConfigError(f"mrope_section {sections} in config.json: want three numbers whose sum is {half}")
+    if rope.params.get("mrope_interleaved"):
+        for axis in (1, 2):
+            axes[axis : 3 * sections[axis] : 3] = axis
+        return axes
+    return torch.repeat_interleave(torch.arange(3), torch.tensor(sections))
+
+
 def frequencies(rope: RopeScaling, head_dim: int) -> tuple[Tensor, float]:
     """Inverse frequencies [D/2] fp32 and the factor on cos and sin.
 
@@ -93,7 +133,7 @@ def frequencies(rope: RopeScaling, head_dim: int) -> tuple[Tensor, float]:
     base = 1.0 / (rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim))
     try:
         match rope.kind:
-            case "default" | "dynamic":
+            case "default" | "dynamic" | "mrope":
                 return base, 1.0
             case "linear":
                 return base / float(rope.params["factor"]), 1.0

@@ -35,7 +35,7 @@ async def test_an_answer_has_openai_s_shape(gw: Deployment) -> None:
             "prompt_tokens": 7,
             "completion_tokens": 3,
             "total_tokens": 10,
-            "prompt_tokens_details": {"cached_tokens": 4},
+            "prompt_tokens_details": {"cached_tokens": 4, "image_tokens": 0},
         },
     }
 
@@ -94,7 +94,7 @@ async def test_a_stream_opens_with_the_role_and_ends_with_reason_usage_and_done(
     assert choices[-1] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
     assert isinstance(usage, dict)
     assert usage["choices"] == []
-    assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
+    assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 4, "image_tokens": 0}
     assert usage["usage"]["total_tokens"] == 10
 
 

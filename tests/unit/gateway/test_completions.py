@@ -21,7 +21,7 @@ async def test_an_answer_has_openai_s_shape(gw: Deployment) -> None:
             "prompt_tokens": 7,
             "completion_tokens": 3,
             "total_tokens": 10,
-            "prompt_tokens_details": {"cached_tokens": 4},
+            "prompt_tokens_details": {"cached_tokens": 4, "image_tokens": 0},
         },
     }
     assert gw.tokenizer.requests[0].sampling.max_new_tokens == 16

@@ -76,8 +76,16 @@ BODIES: dict[str, tuple[tuple[str, bytes], str | None]] = {
     "no content": (chat(messages=[{"role": "user"}]), "messages[0].content"),
     "null content of a user": (chat(messages=[{"role": "user", "content": None}]), "messages[0].content"),
     "content is a number": (chat(messages=[{"role": "user", "content": 1}]), "messages[0].content"),
-    "an image": (
-        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+    "an image without a URL": (
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        "messages[0].content[0].image_url.url",
+    ),
+    "a detail that is none": (
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x", "detail": "1"}}]}]),
+        "messages[0].content[0].image_url.detail",
+    ),
+    "a sound": (
+        chat(messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
         "messages[0].content[0].type",
     ),
     "a part without text": (chat(messages=[{"role": "user", "content": [{"type": "text"}]}]),

@@ -23,6 +23,7 @@ async def test_a_single_text_gives_one_object(gw: Deployment) -> None:
         "prompt_tokens": 7,
         "completion_tokens": 3,
         "cached_tokens": 4,
+        "image_tokens": 0,
     }
     assert gw.tokenizer.requests[0].sampling.max_new_tokens == 128
 

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[3]
-SERVICES = ("gateway", "tokenizer", "scheduler", "worker")
+SERVICES = ("gateway", "tokenizer", "vision", "scheduler", "worker")
 
 
 @cache

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from rhizome.launch_config import SERVICE_CONFIGS
+from rhizome.nats_server import OBJECTS_BYTES
 from shared import wire
 from shared.config import flag_name, flat_fields
 from tests.unit.packaging.project import ROOT, SERVICES, metadata
@@ -20,7 +21,7 @@ from tests.unit.packaging.project import ROOT, SERVICES, metadata
 BUILD_FILES = {"pyproject.toml", "constraints.txt"}
 COMPOSE_SERVICES = {
     "gateway": "gateway", "tokenizer": "tokenizer", "scheduler": "scheduler",
-    "worker-cpu": "worker", "worker-gpu": "worker",
+    "vision-cpu": "vision", "vision-gpu": "vision", "worker-cpu": "worker", "worker-gpu": "worker",
 }  # fmt: skip
 
 
@@ -88,11 +89,11 @@ def test_compose_starts_every_service_with_flags_that_exist(compose: dict[str, A
     assert service["depends_on"]["nats"] == {"condition": "service_healthy"}
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "worker-cpu", "worker-gpu"])
+@pytest.mark.parametrize("name", ["tokenizer", "vision-cpu", "vision-gpu", "worker-cpu", "worker-gpu"])
 def test_who_needs_the_model_waits_until_it_is_there(compose: dict[str, Any], name: str) -> None:
     service = compose["services"][name]
     assert service["depends_on"]["model"] == {"condition": "service_completed_successfully"}
-    assert service["volumes"] == ["models:/cache:ro"]
+    assert "models:/cache:ro" in service["volumes"]
     assert "--model-path=/cache/current" in service["command"]
 
 
@@ -103,7 +104,17 @@ def test_scaled_gateways_get_ports_of_their_own_and_no_service_fixes_its_contain
     assert not [name for name, service in compose["services"].items() if "container_name" in service]
 
 
-@pytest.mark.parametrize("service", ["gateway", "tokenizer", "worker"])
+def test_gateways_vision_and_workers_of_a_host_share_memory_at_the_same_path(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for name in ("gateway", "vision-cpu", "vision-gpu"):
+        assert "media:/run/rhizome" in services[name]["volumes"]
+        assert "--shared-memory-dir=/run/rhizome" in services[name]["command"]
+    for name in ("worker-cpu", "worker-gpu"):
+        assert "media:/run/rhizome:ro" in services[name]["volumes"]
+    assert compose["volumes"]["media"]["driver_opts"]["type"] == "tmpfs"
+
+
+@pytest.mark.parametrize("service", ["gateway", "tokenizer", "vision", "worker"])
 def test_no_name_is_fixed_so_that_replicas_have_names_of_their_own_hosts(service: str) -> None:
     steps = instructions(ROOT / "services" / service / "Dockerfile")
     assert not any("--name" in args for name, args in steps if name == "ENTRYPOINT")
@@ -111,17 +122,24 @@ def test_no_name_is_fixed_so_that_replicas_have_names_of_their_own_hosts(service
 
 def test_the_profiles_choose_between_cpu_and_gpu(compose: dict[str, Any]) -> None:
     profiles = {name: service["profiles"] for name, service in compose["services"].items() if "profiles" in service}
-    assert profiles == {"worker-cpu": ["cpu"], "worker-gpu": ["gpu"]}
+    assert profiles == {
+        "worker-cpu": ["cpu"], "worker-gpu": ["gpu"], "vision-cpu": ["vision-cpu"], "vision-gpu": ["vision-gpu"],
+    }  # fmt: skip
     targets = {name: compose["services"][name]["build"]["target"] for name in profiles}
-    assert targets == {"worker-cpu": "cpu", "worker-gpu": "gpu"}
-    stages = {args.split()[-1] for name, args in instructions(ROOT / "services/worker/Dockerfile") if name == "FROM"}
-    assert set(targets.values()) <= stages
+    assert targets == {"worker-cpu": "cpu", "worker-gpu": "gpu", "vision-cpu": "cpu", "vision-gpu": "gpu"}
+    for name in ("worker", "vision"):
+        steps = instructions(ROOT / "services" / name / "Dockerfile")
+        assert set(targets.values()) <= {args.split()[-1] for step, args in steps if step == "FROM"}
     assert "COMPOSE_PROFILES=cpu" in (ROOT / ".env").read_text()
 
 
 def test_nats_takes_messages_as_large_as_ours(compose: dict[str, Any]) -> None:
     assert f"max_payload: {wire.MAX_PAYLOAD_BYTES}" in compose["configs"]["nats"]["content"]
     assert compose["services"]["nats"]["image"].startswith("nats:")
+
+
+def test_nats_keeps_objects_as_the_embedded_server_does(compose: dict[str, Any]) -> None:
+    assert f"max_memory_store: {OBJECTS_BYTES}" in compose["configs"]["nats"]["content"]
 
 
 def test_named_volumes_and_configs_are_declared(compose: dict[str, Any]) -> None:

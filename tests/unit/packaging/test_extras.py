@@ -62,6 +62,7 @@ def test_the_import_system_hides_what_the_extra_does_not_bring() -> None:
     assert "torch" in foreign_modules("gateway")
     assert {"torch", "xgrammar"} <= {*foreign_modules("scheduler")}
     assert "torch" not in foreign_modules("worker")
+    assert "av" in foreign_modules("vision")
     assert "aiohttp" not in foreign_modules("gateway")
     assert "pytest" in foreign_modules("launcher")
 
@@ -73,6 +74,8 @@ def test_the_import_system_hides_what_the_extra_does_not_bring() -> None:
         ("tokenizer", ("services/tokenizer", "shared")),
         ("scheduler", ("services/scheduler",)),
         ("xgrammar", ("services/scheduler",)),
+        ("vision", ("services/vision", "shared/checkpoint")),
+        ("video", ("services/vision", "rhizome/lang")),
         ("worker", ("services/worker", "shared/checkpoint")),
         ("models", ("rhizome/models",)),
         ("lang", ("rhizome/lang",)),

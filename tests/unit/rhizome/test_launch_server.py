@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from rhizome import console
 from rhizome.launch_config import parse
-from rhizome.launch_server import main, with_model, with_port
+from rhizome.launch_server import _share_memory, main, with_model, with_port
+from shared.held_folder import HeldFolder
+from tests.fakes.vlm_checkpoints import vlm_checkpoint
 
 
 def make_model(folder: Path) -> Path:
@@ -24,6 +28,42 @@ def test_every_service_gets_the_directory_and_the_name_of_a_local_model(tmp_path
     launch = with_model(parse(["--model-path", str(folder)]))
     assert launch.tokenizer.model_path == launch.worker.model_path == str(folder)
     assert launch.tokenizer.served_model_name == launch.worker.served_model_name == "my-model"
+
+
+def test_a_text_only_model_has_no_vision_service(tmp_path: Path) -> None:
+    launch = with_model(parse(["--model-path", str(make_model(tmp_path / "text")), "--num-vision", "2"]))
+    assert launch.own.num_vision == 0
+
+
+def test_vision_computes_in_the_type_of_the_worker_unless_told_otherwise(tmp_path: Path) -> None:
+    folder = vlm_checkpoint("llava", tmp_path / "vlm")[0]
+    argv = ["--model-path", str(folder), "--num-vision", "2", "--dtype", "bfloat16"]
+    launch = with_model(parse(argv))
+    assert (launch.own.num_vision, launch.vision.model_path) == (2, str(folder))
+    assert launch.vision.vision_dtype == "bfloat16"
+    assert with_model(parse([*argv, "--vision-dtype", "float32"])).vision.vision_dtype == "float32"
+
+
+def test_what_killed_vision_instances_leave_in_shared_memory_ends_with_the_launcher(tmp_path: Path) -> None:
+    launch = parse(["--shared-memory-dir", str(tmp_path), "--num-vision", "2"])
+    url = "nats://127.0.0.1:4999"
+    stack = AsyncExitStack()
+    _share_memory(stack, launch, url)
+    (folder,) = tmp_path.iterdir()
+    stranger = HeldFolder(folder / "vision-of-another-launcher", alone=True)
+    for i in range(2):
+        killed = HeldFolder(folder / f"vision-{i}", alone=True)
+        (killed.path / "a.emb").write_bytes(b"x")
+        killed.release()
+    other = HeldFolder(folder, alone=False)
+    asyncio.run(stack.aclose())
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "vision-of-another-launcher"]
+    other.release()
+    stranger.release()
+    again = AsyncExitStack()
+    _share_memory(again, launch, url)
+    asyncio.run(again.aclose())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fetched_model_keeps_the_name_it_was_asked_for_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def config_of(process: ProcessSpec) -> Any:
 
 
 def test_one_of_each_by_default() -> None:
-    assert list(processes(parse([]))) == ["gateway-0", "tokenizer-0", "scheduler-0", "worker-0"]
+    assert list(processes(parse([]))) == ["gateway-0", "tokenizer-0", "vision-0", "scheduler-0", "worker-0"]
 
 
 def test_each_process_gets_its_configuration_back_from_its_arguments() -> None:
@@ -72,8 +72,13 @@ def test_an_engine_of_one_process_needs_no_meeting_place() -> None:
 
 def test_services_stop_from_the_clients_inwards() -> None:
     units = sorted(units_of(parse([]), URL), key=lambda unit: unit.stage)
-    assert [unit.name for unit in units] == ["gateway-0", "tokenizer-0", "scheduler-0", "worker-0"]
-    assert len({unit.stage for unit in units}) == 4
+    assert [unit.name for unit in units] == ["gateway-0", "tokenizer-0", "vision-0", "scheduler-0", "worker-0"]
+    assert len({unit.stage for unit in units}) == 5
+
+
+def test_vision_may_be_several_or_none() -> None:
+    assert [name for name in processes(parse(["--num-vision", "2"])) if "vision" in name] == ["vision-0", "vision-1"]
+    assert not [name for name in processes(parse(["--num-vision", "0"])) if "vision" in name]
 
 
 def test_an_option_taken_from_the_environment_does_not_reach_a_service_twice(monkeypatch: pytest.MonkeyPatch) -> None:

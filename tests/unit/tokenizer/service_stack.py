@@ -14,7 +14,7 @@ import numpy as np
 from services.tokenizer.config import TokenizerConfig
 from services.tokenizer.encoder import Encoder
 from services.tokenizer.model import load_model
-from services.tokenizer.service import TokenizerService
+from services.tokenizer.service import Limits, TokenizerService
 from shared import log, wire
 from shared import messages as m
 from shared.actor import Actor
@@ -128,7 +128,7 @@ async def build(folder: Path, bus: Bus, max_streams: int = 100) -> AsyncIterator
     quiet = log.setup("tokenizer", "error")
     actor = Actor("tokenizer", common, bus, quiet)
     encoder = Encoder(threads=1, max_pending=2)
-    service = TokenizerService(actor, load_model(config), encoder, max_streams)
+    service = TokenizerService(actor, load_model(config), encoder, Limits(max_streams))
     scheduler = FakeScheduler(bus, Actor("scheduler", common, bus, quiet), actor.id)
     client = Client(bus, Actor("gateway", common, bus, quiet))
     await scheduler.start()

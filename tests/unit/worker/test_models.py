@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from shared.messages.step import RowInit
+from tests.fakes.vlm_checkpoints import FAMILIES as VLM_FAMILIES
+from tests.fakes.vlm_checkpoints import original_llava_checkpoint, vlm_checkpoint
 from tests.unit.worker.conftest import FAMILIES
 from tests.unit.worker.driver import Driver, Extend, make_engine
 
@@ -71,6 +73,19 @@ def test_ragged_rows_that_join_one_by_one_decode_as_transformers_generates(
     prompts = [prompt(n, seed=n) for n in (5, 61, 1, 130, 17, 33)]
     ours = Driver(make_engine(path, page_size=page_size)).generate(prompts, 12, chunk=24)
     assert ours == [reference_greedy(model, p, 12) for p in prompts]
+
+
+@pytest.mark.parametrize("family", VLM_FAMILIES)
+def test_text_goes_through_vision_language_models_as_through_transformers(family: str, tmp_path: Path) -> None:
+    path, model = vlm_checkpoint(family, tmp_path)
+    ids = np.random.default_rng(0).integers(1, 256, 40).tolist()
+    assert Driver(make_engine(path)).generate([ids], 12) == [reference_greedy(model, ids, 12)]
+
+
+def test_text_goes_through_the_original_llava_layout_too(tmp_path: Path) -> None:
+    path, model = original_llava_checkpoint(tmp_path)
+    ids = np.random.default_rng(0).integers(1, 256, 40).tolist()
+    assert Driver(make_engine(path)).generate([ids], 12) == [reference_greedy(model, ids, 12)]
 
 
 def test_rows_of_equal_and_of_very_different_length_decode_together(llama: tuple[Path, Any]) -> None:

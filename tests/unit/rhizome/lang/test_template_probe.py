@@ -9,7 +9,7 @@ from typing import Any
 import rhizome as rz
 from rhizome.lang.backends.native import Body, NativeBackend
 
-RENDERINGS = 8
+RENDERINGS = 9
 """Of one attempt, the model's name among them."""
 
 

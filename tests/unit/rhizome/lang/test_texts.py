@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,8 +57,8 @@ def test_a_program_keeps_only_the_answer_in_its_text(stream: bool) -> None:
 async def test_a_servers_template_is_found_by_rendering(name: str) -> None:
     real = TEMPLATES[name]
 
-    async def render(messages: list[dict[str, str]]) -> str:
-        return compose(real, messages)
+    async def render(messages: list[dict[str, Any]]) -> str:
+        return compose(real, messages) if isinstance(messages[-1]["content"], str) else ""
 
     found = await probe_template(render, "found")
     assert found is not None
@@ -65,6 +66,27 @@ async def test_a_servers_template_is_found_by_rendering(name: str) -> None:
     for messages in (talk, [{"role": "system", "content": "be"}, *talk]):
         assert compose(found, messages) == compose(real, messages)
     assert found.default_system_prompt == real.default_system_prompt
+
+
+QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+async def test_what_stands_for_a_picture_is_found_by_rendering_one() -> None:
+    real = TEMPLATES["qwen"]
+
+    async def render(messages: list[dict[str, Any]]) -> str:
+        content = messages[-1]["content"]
+        if isinstance(content, str):
+            return compose(real, messages)
+        picture, text = content
+        assert picture["image_url"]["url"].startswith("data:image/gif;base64,")
+        return compose(
+            real, [{"role": "user", "content": "<|vision_start|><|image_pad|><|vision_end|>" + text["text"]}]
+        )
+
+    found = await probe_template(render, "found")
+    assert found is not None
+    assert found.image_token == QWEN_PICTURE
 
 
 async def test_a_template_that_is_no_concatenation_is_not_taken() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared.checkpoint.checkpoint_names import canonical, pieces
+from shared.checkpoint.checkpoint_names import canonical, of_vision, pieces
 
 ALL = slice(None)
 
@@ -21,10 +21,37 @@ ALL = slice(None)
         ("model.layers.3.block_sparse_moe.experts.0.w1.weight", "layers.3.mlp.experts.0.gate_proj.weight"),
         ("model.layers.3.block_sparse_moe.experts.11.w2.weight", "layers.3.mlp.experts.11.down_proj.weight"),
         ("model.layers.3.block_sparse_moe.experts.7.w3.weight", "layers.3.mlp.experts.7.up_proj.weight"),
+        ("model.language_model.layers.0.mlp.up_proj.weight", "layers.0.mlp.up_proj.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
     ],
 )
 def test_spellings_of_a_name_become_one(key: str, name: str) -> None:
     assert canonical(key) == name
+    assert not of_vision(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("visual.blocks.0.attn.qkv.bias", "visual.blocks.0.attn.qkv.bias"),
+        ("model.visual.blocks.0.attn.qkv.bias", "visual.blocks.0.attn.qkv.bias"),
+        ("vision_tower.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
+        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", "vision_tower.encoder.layers.0.mlp.fc1.bias"),
+        ("model.vision_tower.vision_model.pre_layrnorm.bias", "vision_tower.pre_layrnorm.bias"),
+        ("model.vision_tower.vision_tower.vision_model.pre_layrnorm.bias", "vision_tower.pre_layrnorm.bias"),
+        ("vision_model.pre_layrnorm.bias", "vision_tower.pre_layrnorm.bias"),
+        ("multi_modal_projector.linear_1.weight", "projector.0.weight"),
+        ("model.multi_modal_projector.linear_2.bias", "projector.2.bias"),
+        ("model.mm_projector.0.weight", "projector.0.weight"),
+        ("model.mm_projector.2.bias", "projector.2.bias"),
+        ("model.mm_projector.weight", "projector.0.weight"),
+        ("image_newline", "image_newline"),
+        ("model.image_newline", "image_newline"),
+    ],
+)
+def test_what_encodes_images_has_one_spelling_too(key: str, name: str) -> None:
+    assert canonical(key) == name
+    assert of_vision(name)
 
 
 def test_a_plain_tensor_is_one_piece() -> None:

@@ -27,6 +27,7 @@ def test_rows_are_fed_their_last_token_at_their_next_position(count: int, page_s
     most, pages = 2 * BLOCK, 40 // page_size + 1
     table = torch.randint(1, 1000, (most, pages), dtype=torch.int32, device=device)
     lengths = torch.randint(0, 40, (most,), device=device)
+    deltas = torch.randint(-30, 30, (most,), device=device)
     tokens = torch.randint(0, 500, (most,), device=device)
     rows = torch.randperm(most, device=device)[:count].int()
     rows[torch.rand(count, device=device) < 0.3] = -1
@@ -36,11 +37,11 @@ def test_rows_are_fed_their_last_token_at_their_next_position(count: int, page_s
     out = decode_inputs_buffer(most, device).first(count)
     for part in out:
         part.fill_(-77)
-    decode_inputs(rows, lengths, tokens, table, out, page_size)
+    decode_inputs(rows, lengths, deltas, tokens, table, out, page_size)
     position = before[row]
     page = table[row, position // page_size].long()
     assert torch.equal(out.ids[real], tokens[row])
-    assert torch.equal(out.positions[real], position)
+    assert torch.equal(out.positions[real], position + deltas[row])
     assert torch.equal(out.slots[real], page * page_size + position % page_size)
     assert torch.equal(out.seq_lens[real].long(), position + 1)
     for part, padding in zip(out, (0, 0, -1, 0), strict=True):

@@ -1,0 +1,1 @@
+"""Images and videos: fetched, decoded, encoded, and kept for whoever asks again."""
