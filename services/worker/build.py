@@ -24,7 +24,7 @@ from services.worker.models.dense_product import can_pack, min_rows
 from services.worker.models.ops import layer_ops
 from services.worker.models.place import Place
 from services.worker.models.registry import Model, attention_windows, build_model
-from services.worker.quantization.scheme import choose_scheme
+from services.worker.quantization.scheme import choose_scheme, quantization_config
 from services.worker.rows import Rows
 from services.worker.sampling.sampler import make_sampler
 from services.worker.tensor_parallel import Alone, Communicator, Shard, shard_model
@@ -76,7 +76,7 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     if device.type == "cpu" and not can_pack(dtype):
         log.warning("this torch cannot reorder weights for oneDNN: matrix products will be slower", dtype=config.dtype)
     comm = _join(config, device, log)
-    scheme = choose_scheme(config.model_path, model_config.raw, config.quantization, dtype)
+    scheme = choose_scheme(quantization_config(config.model_path), config.quantization, dtype)
     if config.quantization == "fp8" and device.type == "cpu":
         raise ConfigError("--quantization fp8 is of no use on a CPU, which has no 8-bit floats: leave it out")
     shapes = None if scheme is None or config.load_format == "dummy" else shapes_of(config.model_path)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 
 from services.worker.quantization.awq import Awq
@@ -16,6 +15,7 @@ from services.worker.quantization.gguf import Gguf
 from services.worker.quantization.gptq import Gptq
 from services.worker.quantization.stored import Scheme
 from shared.errors import ConfigError
+from shared.json_file import read_json_object
 
 _SCHEMES: dict[str, Callable[[dict[str, Any]], Scheme]] = {
     "awq": Awq,
@@ -26,22 +26,33 @@ _SCHEMES: dict[str, Callable[[dict[str, Any]], Scheme]] = {
 }
 
 
-def choose_scheme(folder: str | Path, raw: dict[str, Any], flag: str, dtype: torch.dtype) -> Scheme | None:
+def quantization_config(folder: str | Path) -> dict[str, Any] | None:
+    """What a checkpoint says of its weights, in config.json or, as old tools wrote it, in a file of its own.
+
+    Raises:
+        ConfigError: a file is not a JSON object.
+    """
+    raw = read_json_object(Path(folder) / "config.json", required=True)
+    config = raw.get("quantization_config") or raw.get("compression_config")
+    old = None if config else read_json_object(Path(folder) / "quantize_config.json")
+    return {"quant_method": "gptq", **old} if old else config or None
+
+
+def choose_scheme(config: dict[str, Any] | None, flag: str, dtype: torch.dtype) -> Scheme | None:
     """None: every product has a plain weight.
 
     Args:
-        raw: config.json.
+        config: of `quantization_config`.
         flag: --quantization.
         dtype: of plain weights.
 
     Raises:
         ConfigError: a format that is not supported, a field of it that is wrong, or a flag that contradicts it.
     """
-    config = raw.get("quantization_config") or raw.get("compression_config") or _old_gptq(Path(folder))
     if config is None:
         return RoundedToFp8(dtype) if flag == "fp8" else None
     method = str(config.get("quant_method", ""))
-    if flag != "auto" and flag != method:
+    if flag not in ("auto", method):
         raise ConfigError(f"--quantization {flag}: the checkpoint is quantized already ({method}): leave the flag out")
     if method not in _SCHEMES:
         raise ConfigError(f"quantization {method!r} in config.json is not supported: use one of {', '.join(_SCHEMES)}")
@@ -49,15 +60,3 @@ def choose_scheme(folder: str | Path, raw: dict[str, Any], flag: str, dtype: tor
         return _SCHEMES[method](config)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError) as fault:
         raise ConfigError(f"quantization_config of config.json has a wrong value: {fault!r}") from fault
-
-
-def _old_gptq(folder: Path) -> dict[str, Any] | None:
-    """What old tools wrote into a file of its own."""
-    path = folder / "quantize_config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as fault:
-        raise ConfigError(f"{path} is not JSON: {fault}") from fault
-    return {"quant_method": "gptq", **config}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from services.worker.quantization.scheme import choose_scheme
+from services.worker.quantization.scheme import choose_scheme, quantization_config
 from services.worker.quantization.stored import Part, Scheme
 from services.worker.quantization.weights import Weight, beside, expanded
 from shared.errors import ConfigError
@@ -23,7 +24,7 @@ def scheme_of(config: dict[str, Any]) -> Scheme:
     config = dict(config)
     if isinstance(config.get("types"), str):
         config["types"] = {NAME: config["types"]}
-    scheme = choose_scheme("nowhere", {"quantization_config": config}, "auto", torch.float32)
+    scheme = choose_scheme(config, "auto", torch.float32)
     assert scheme is not None
     return scheme
 
@@ -166,6 +167,15 @@ def test_a_product_that_is_not_supported_is_named(config: dict[str, Any], messag
         read(config, tensors, slice(0, WIDTH), slice(0, DEPTH))
 
 
+def test_what_old_tools_wrote_into_a_file_of_its_own_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert quantization_config(tmp_path) is None
+    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 64}')
+    scheme = choose_scheme(quantization_config(tmp_path), "auto", torch.float32)
+    assert scheme is not None
+    assert scheme.name == "gptq int4 group 64"
+
+
 def test_the_flag_must_not_contradict_the_checkpoint() -> None:
     with pytest.raises(ConfigError, match="--quantization fp8: the checkpoint is quantized already"):
-        choose_scheme("nowhere", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "fp8", torch.float32)
+        choose_scheme({"quant_method": "awq", "bits": 4}, "fp8", torch.float32)

@@ -91,14 +91,14 @@ def _load_share(path: Path) -> None:
     from services.worker.models.ops import TorchOps
     from services.worker.models.place import Place
     from services.worker.models.registry import build_model
-    from services.worker.quantization.scheme import choose_scheme
+    from services.worker.quantization.scheme import choose_scheme, quantization_config
     from services.worker.tensor_parallel import Alone, shard_model
     from shared.checkpoint.contents import shapes_of
     from shared.checkpoint.loader import load_checkpoint
     from shared.model_config import load_model_config
 
     config = load_model_config(path)
-    scheme = choose_scheme(path, config.raw, "auto", torch.float32)
+    scheme = choose_scheme(quantization_config(path), "auto", torch.float32)
     place = Place(
         shard_model(config, 2, 0), Alone(), TorchOps(), torch.float32, torch.device("cpu"), scheme, shapes_of(path)
     )
