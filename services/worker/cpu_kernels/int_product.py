@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from services.worker.cpu_kernels.intrinsics import prefetch
 from services.worker.cpu_kernels.jit import inner, kernel
 from services.worker.cpu_kernels.vectors import (
     LANES,
@@ -25,6 +26,8 @@ from services.worker.cpu_kernels.vectors import (
 
 PAIRS_PER_TASK = 16
 """Pairs of features that a thread takes at a time."""
+AHEAD, CACHE_LINE = 8, 64
+"""Pairs of features whose codes are asked of the memory in advance; bytes."""
 _ZERO = np.float32(0.0)
 _LOW, _FOUR = np.int32(15), np.int32(4)
 
@@ -42,6 +45,11 @@ def int4_product(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, offsets: 
     tokens, pairs = x.shape[0], codes.shape[0]
     for task in prange((pairs + PAIRS_PER_TASK - 1) // PAIRS_PER_TASK):
         for p in range(task * PAIRS_PER_TASK, min(pairs, (task + 1) * PAIRS_PER_TASK)):
+            for k in range(0, codes.shape[1], CACHE_LINE):
+                prefetch(codes, (p + AHEAD) * codes.shape[1] + k)
+            for g in range(0, 2 * scales.shape[1], CACHE_LINE // 4):
+                prefetch(scales, 2 * (p + AHEAD) * scales.shape[1] + g)
+                prefetch(offsets, 2 * (p + AHEAD) * scales.shape[1] + g)
             for four in range(tokens // 4):
                 _int4_four(x, 4 * four, codes, p, scales, offsets, out)
             for t in range(tokens // 4 * 4, tokens):
@@ -55,6 +63,8 @@ def int8_product(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, out: np.n
     per_task = 2 * PAIRS_PER_TASK
     for task in prange((width + per_task - 1) // per_task):
         for n in range(task * per_task, min(width, (task + 1) * per_task)):
+            for k in range(0, codes.shape[1], CACHE_LINE):
+                prefetch(codes, (n + 2 * AHEAD) * codes.shape[1] + k)
             for four in range(tokens // 4):
                 _int8_four(x, 4 * four, codes, n, scales, out)
             for t in range(tokens // 4 * 4, tokens):
