@@ -110,6 +110,8 @@ def load_model(config: VisionConfig, log: Log) -> Model:
     if config.vision_threads:
         torch.set_num_threads(config.vision_threads)
     device = device_of(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread: kernels are launched on the current one
     dtype = dtype_of(config, device)
     encoder = load_encoder(
         config.model_path, media, dtype, device, config.load_format, log, max_patches=config.max_batch_patches
