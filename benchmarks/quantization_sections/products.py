@@ -110,6 +110,9 @@ def _time(
         "int4": ([partial(int4_product, x, t, arrivals) for t in _tiles(int4)], int4_bytes),
         "fp8": ([partial(fp8_product, x, (w, fp8[1])) for w in _copies(fp8[0])], fp8_bytes),
     }
+    if tokens <= MOST_TOKENS:  # weights of 8 bits, activations of 16
+        expanding = make_tiles(8, fp8[0], fp8[1].T.contiguous(), None)
+        runs["fp8x16"] = [partial(int_product, x, t, None, arrivals) for t in _tiles(expanding)], fp8_bytes
     row: Row = {"name": name, "tokens": tokens}
     for kind, (launches, nbytes) in runs.items():
         us = graph_us(launches)

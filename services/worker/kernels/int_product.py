@@ -22,8 +22,11 @@ MOST_TOKENS = 256
 """Above, expanding the weight once costs less than expanding it for every tile of tokens."""
 _MOST_SPLITS, _LEAST_STEPS = 16, 4
 _WARPS_PER_SM = 12
-_TABLE = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4), (64, 64, 64, 4, 4), (1 << 30, 128, 64, 8, 3)]
-"""Most tokens, then block_m, block_p, warps and stages."""
+_TABLE = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4), (64, 64, 32, 4, 4), (1 << 30, 128, 32, 8, 3)]
+"""Most tokens, then block_m, block_p, warps and stages. Tiles of 64 rows go to Hopper's own matrix instructions, for
+which the compiler first brings codes into another order: with 64 tokens that took longer than plain weights."""
+_SUM_TOKENS = 16
+"""Above, a launch of its own adds up the inputs; below, the tensor cores do it beside the product."""
 _EXPAND_BLOCK = 64, 64
 
 
@@ -160,6 +163,18 @@ def _halves(word: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     return low.to(tl.float32), high.to(tl.float32)
 
 
+@triton.jit
+def _step_sums_kernel(
+    x: tl.tensor, sums: tl.tensor, x_stride: tl.int64, DEPTH: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr
+) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    step, depth = tl.arange(0, STEPS), tl.arange(0, BLOCK_K)
+    at = step[:, None] * BLOCK_K + depth[None, :]
+    value = tl.load(x + token * x_stride + at, mask=at < DEPTH, other=0.0).to(tl.float32)
+    out = sums + step.to(tl.int64) * tl.num_programs(0) + token
+    tl.store(out, tl.sum(value, axis=1), mask=step * BLOCK_K < DEPTH)
+
+
 @triton.jit(do_not_specialize=["num_tokens", "factor"])
 def _int_product_kernel(
     x: tl.tensor,
@@ -169,6 +184,7 @@ def _int_product_kernel(
     out: tl.tensor,
     partial: tl.tensor,
     arrivals: tl.tensor,
+    sums: tl.tensor,
     num_tokens: tl.int32,
     factor: tl.float32,
     x_stride: tl.int64,
@@ -179,6 +195,7 @@ def _int_product_kernel(
     BASE: tl.constexpr,
     ASM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    SUMMED: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -204,6 +221,9 @@ def _int_product_kernel(
         first_at = words_at + tl.minimum(first * BLOCK_K // GROUP, LAST_GROUP) * 2 * ROWS
         words = tl.load(first_at)  # one step ahead of its use
         words_odd = tl.load(first_at + ROWS)
+        if SUMMED:
+            first_step = tl.minimum(first, STEPS - 1)
+            step_sums = tl.load(sums + first_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
     for step in range(first, tl.minimum(first + SHARE, STEPS)):
         start = step * BLOCK_K
         if DEPTH % BLOCK_K == 0:
@@ -225,10 +245,15 @@ def _int_product_kernel(
             low, high, ones = _nibbles(tile, inputs.dtype, BASE, ASM)
             acc += scale[:, None] * tl.dot(low, inputs, zero, input_precision=PRECISION)
             acc_odd += scale_odd[:, None] * tl.dot(high, inputs, zero, input_precision=PRECISION)
-            # The tensor cores add up the inputs too: with rows of ones the sums come out where the others do.
-            sums = tl.dot(ones, inputs, zero, input_precision=PRECISION)
-            acc += (offset - BASE * scale)[:, None] * sums
-            acc_odd += (offset_odd - BASE * scale_odd)[:, None] * sums
+            if SUMMED:
+                total = step_sums[None, :]
+                next_step = tl.minimum(step + 1, STEPS - 1)
+                step_sums = tl.load(sums + next_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
+            else:
+                # The tensor cores add up the inputs too: with rows of ones the sums come out where the others do.
+                total = tl.dot(ones, inputs, zero, input_precision=PRECISION)
+            acc += (offset - BASE * scale)[:, None] * total
+            acc_odd += (offset_odd - BASE * scale_odd)[:, None] * total
     acc *= factor
     acc_odd *= factor
     inside = (row < ROWS)[:, None] & real[None, :]
@@ -291,17 +316,31 @@ def int_product(
     partial = out
     if config.splits > 1:
         partial = torch.empty((config.splits, tokens, tiles.width), dtype=torch.float32, device=x.device)
+    summed = tiles.bits == 4 and tokens > _SUM_TOKENS
+    sums = _step_sums(x, config.block_k) if summed else partial
     _int_product_kernel[grid](
-        x, tiles.codes, tiles.table, out if bias is None else bias, out, partial, arrivals, tokens, tiles.factor,
+        x, tiles.codes, tiles.table, out if bias is None else bias, out, partial, arrivals, sums, tokens, tiles.factor,
         x.stride(0),
         ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
         BASE=128 if x.dtype == torch.bfloat16 else 1024 if x.dtype == torch.float16 else 0,
-        ASM=not INTERPRETED and x.dtype != torch.float32, HAS_BIAS=bias is not None, SPLITS=config.splits,
+        ASM=not INTERPRETED and x.dtype != torch.float32, HAS_BIAS=bias is not None, SUMMED=summed,
+        SPLITS=config.splits,
         BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out
+
+
+def _step_sums(x: torch.Tensor, block_k: int) -> torch.Tensor:
+    """Sums of `block_k` neighbouring inputs [K / block_k, T] float32."""
+    tokens, depth = x.shape
+    steps = triton.cdiv(depth, block_k)
+    sums = torch.empty((steps, tokens), dtype=torch.float32, device=x.device)
+    _step_sums_kernel[(tokens,)](
+        x, sums, x.stride(0), DEPTH=depth, BLOCK_K=block_k, STEPS=triton.next_power_of_2(steps), num_warps=8
+    )
+    return sums
 
 
 def arrival_counters(device: torch.device) -> torch.Tensor:
