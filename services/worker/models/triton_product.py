@@ -49,9 +49,10 @@ class TritonFp8Product:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         codes, scales = fp8_rows(x)
-        return torch._scaled_mm(
-            codes, self._codes.T, scales, self._scales, bias=bias, out_dtype=x.dtype, use_fast_accum=True
+        out: Tensor = torch._scaled_mm(
+            codes, self._codes.T, scales, self._scales, out_dtype=x.dtype, use_fast_accum=True
         )
+        return out if bias is None else out.add_(bias)
 
 
 def fits_scaled_product(weight: Fp8Weight, dtype: torch.dtype) -> bool:

@@ -167,6 +167,20 @@ def test_a_product_that_is_not_supported_is_named(config: dict[str, Any], messag
         read(config, tensors, slice(0, WIDTH), slice(0, DEPTH))
 
 
+def test_rounding_while_loading_leaves_heads_routers_and_experts_plain() -> None:
+    scheme = choose_scheme(None, "fp8", torch.float32)
+    assert scheme is not None
+    whole = (slice(0, WIDTH), WIDTH, slice(0, DEPTH), DEPTH)
+    for name in ("lm_head", "embed_tokens", "layers.0.mlp.gate", "layers.0.mlp.experts.1.up_proj"):
+        assert scheme.stored(Part(name, *whole), {}, CPU) is None
+    stored = scheme.stored(Part(NAME, *whole), {}, CPU)
+    assert stored is not None
+    weight = torch.from_numpy(random_weight()).float()
+    stored.targets["weight"].into.copy_(weight)
+    error = expanded(stored.read(), torch.float32) - weight
+    assert 0 < error.norm() / weight.norm() < 0.04
+
+
 def test_what_old_tools_wrote_into_a_file_of_its_own_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert quantization_config(tmp_path) is None
