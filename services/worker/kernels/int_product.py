@@ -22,9 +22,9 @@ MOST_TOKENS = 256
 """Above, expanding the weight once costs less than expanding it for every tile of tokens."""
 _MOST_SPLITS, _LEAST_STEPS = 16, 4
 _WARPS_PER_SM = 12
-_TABLE = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4), (64, 64, 32, 4, 4), (1 << 30, 128, 32, 8, 3)]
+_TABLE = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4), (64, 64, 64, 4, 3), (1 << 30, 128, 64, 8, 3)]
 """Most tokens, then block_m, block_p, warps and stages. Tiles of 64 rows go to Hopper's own matrix instructions, for
-which the compiler first brings codes into another order: with 64 tokens that took longer than plain weights."""
+which the compiler first brings codes into another order: that pays from about 64 tokens on."""
 _SUM_TOKENS = 16
 """Above, a launch of its own adds up the inputs; below, the tensor cores do it beside the product."""
 _EXPAND_BLOCK = 64, 64
