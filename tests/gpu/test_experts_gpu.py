@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.worker.models.experts import Experts, GroupedExperts
+from services.worker.models.experts import Experts
+from services.worker.models.ops import TorchOps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -20,7 +21,7 @@ def test_a_captured_layer_follows_new_tokens_to_their_experts(tokens: int) -> No
         torch.randn(shape, device="cuda") for shape in ((num_experts, 2 * width, hidden), (num_experts, hidden, width))
     ]
     experts = Experts(*(w * w.shape[2] ** -0.5 for w in weights), top_k=4, renormalize=True)
-    run, reference = TritonOps().run_experts(experts), GroupedExperts(experts)
+    run, reference = TritonOps().run_experts(experts), TorchOps().run_experts(experts)
     x, logits = torch.randn(tokens, hidden, device="cuda"), torch.randn(tokens, num_experts, device="cuda")
     run(x, logits)  # compiles
     graph = torch.cuda.CUDAGraph()
