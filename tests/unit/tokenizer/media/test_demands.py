@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.tokenizer.media.demands import Demand, Demands
+from services.tokenizer.media.demands import MAX_ASKS, Demand, Demands
 from shared import messages as m
 from shared.errors import InvalidRequest, Unavailable
 
@@ -14,7 +14,8 @@ MEDIA = [m.EncodedMedia("image", m.EmbeddingRef(f"{i:032x}", "v", "/x", 3, 4, "f
 
 def accepted(demands: Demands, vision_id: str = "vision-0", at_s: float = 0.0) -> Demand:
     demand = demands.open("r", SOURCES)
-    demand.vision_id, demand.accepted_s = vision_id, at_s
+    if vision_id:
+        demand.accepted(vision_id, at_s)
     return demand
 
 
@@ -79,5 +80,27 @@ async def test_a_closed_demand_is_forgotten() -> None:
     demands.close(demand)
     demands.close(demand)
     demands.encoded(m.MediaEncoded("vision-0", demand.handle, MEDIA[:2]))
-    assert not demand.answer.done()
+    assert demand.given_up
     assert demands.lost("vision-0") == []
+
+
+async def test_a_demand_is_given_up_only_without_an_answer() -> None:
+    demands = Demands()
+    answered, failed = accepted(demands), accepted(demands)
+    demands.encoded(m.MediaEncoded("vision-0", answered.handle, MEDIA[:2]))
+    demands.encoded(m.MediaEncoded("vision-0", failed.handle))
+    for demand in (answered, failed):
+        demands.close(demand)
+        assert not demand.given_up
+    assert failed.answer.exception() is not None
+
+
+async def test_media_that_every_instance_is_lost_over_are_taken_for_the_cause() -> None:
+    demands = Demands()
+    demand = accepted(demands)
+    for _ in range(MAX_ASKS - 1):
+        assert demands.lost("vision-0") == [demand]
+        demand.accepted("vision-0", 0.0)
+    assert demands.lost("vision-0") == []
+    with pytest.raises(Unavailable, match=f"{MAX_ASKS} times"):
+        demand.answer.result()
