@@ -78,7 +78,7 @@ class Stream:
         """Number of the scheduler's ledger that its answer told; -1 until it has answered."""
         self.abort_asked = False
         self.again: Callable[[], Coroutine[Any, Any, m.Accepted]] | None = None
-        """Encodes its images and queues it once more; None where that does not help, or where something came already."""
+        """Encodes its images and queues it once more; None where that does not help, or once anything was received."""
         self.again_asked = False
         self.received = 0
         """Tokens got from the scheduler."""
