@@ -80,6 +80,20 @@ def test_rows_of_words_in_the_same_plan_keep_their_own_positions() -> None:
     assert [d.outputs[handle].finish for handle in words] == [LENGTH] * 2
 
 
+def test_several_prompts_in_one_plan_name_their_own_images() -> None:
+    d = driver()
+    for image in (1, 2):
+        d.submit([20 + image, *PROMPT], 1, media=[m.MediaSpan(3, 4, ref(image, 4))])
+    d.submit([30, *PROMPT], 1, media=[m.MediaSpan(3, 4, ref(1, 4))])
+    plan = staged_plan(d)
+    assert listed(plan.ext_lens) == [8, 8, 8]
+    assert listed(plan.ext_media) == [[3, 4, 0, 0], [11, 4, 1, 0], [19, 4, 0, 0]]
+    d.run()
+    seen = [[media_token(ref(image, 4).key, row) for row in range(4)] for image in (1, 2, 1)]
+    for handle, first, rows in zip((1, 2, 3), (21, 22, 30), seen, strict=True):
+        assert d.outputs[handle].tokens == expected_tokens([first, 5, 6, *rows, 7], 1, VOCAB, EOS)
+
+
 def test_a_step_of_words_alone_carries_nothing_of_images() -> None:
     d = driver()
     d.submit([20, 21, 22], 1)
