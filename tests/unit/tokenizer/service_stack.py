@@ -94,12 +94,15 @@ class FakeVision:
     refusal: RhizomeError | None = None
     demands: asyncio.Queue[m.EncodeMedia] = field(default_factory=asyncio.Queue)
     cancels: asyncio.Queue[m.CancelEncode] = field(default_factory=asyncio.Queue)
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is not set, demands are heard and not accepted."""
 
     @property
     def id(self) -> str:
         return self.actor.id
 
     async def start(self) -> None:
+        self.hold.set()
         subjects = self.actor.subjects
         await self.actor.serve(subjects.encode_media, m.EncodeMedia, self._accept, "vision")
         await self.actor.on(subjects.vision_cancel(self.id), m.CancelEncode, self.cancels.put)
@@ -107,6 +110,7 @@ class FakeVision:
 
     async def _accept(self, demand: m.EncodeMedia) -> m.EncodeAccepted:
         await self.demands.put(demand)
+        await self.hold.wait()
         if self.refusal is not None:
             raise self.refusal
         return m.EncodeAccepted(self.id)

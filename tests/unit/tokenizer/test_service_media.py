@@ -231,7 +231,7 @@ async def test_an_answer_that_does_not_come_is_asked_for_again(stack: Stack, clo
 
 
 async def test_work_that_takes_too_long_is_cancelled_at_vision() -> None:
-    async for stack in build(checkpoint("qwen2_vl")[0], LocalBus(), media_timeout_s=0.05):
+    async for stack in build(checkpoint("qwen2_vl")[0], LocalBus(), media_timeout_s=0.5):
         await stack.vision.start()
         task, demand = await asking(stack)
         with pytest.raises(DeadlineExceeded, match="--media-timeout-s"):
@@ -241,6 +241,42 @@ async def test_work_that_takes_too_long_is_cancelled_at_vision() -> None:
         await stack.vision.answer(demand, item(1, 2, 2))  # too late, and harmless
         await settled(stack)
         assert stack.scheduler.requests.empty()
+
+
+async def test_work_that_is_accepted_again_when_nobody_waits_any_more_is_cancelled() -> None:
+    async for stack in build(checkpoint("qwen2_vl")[0], LocalBus(), media_timeout_s=0.5):
+        await stack.vision.start()
+        task, demand = await asking(stack)
+        await settled(stack)
+        stack.vision.hold.clear()
+        await lose_vision(stack)
+        assert await stack.vision.demands.get() == demand
+        with pytest.raises(DeadlineExceeded):
+            await task
+        stack.vision.hold.set()
+        assert (await asyncio.wait_for(stack.vision.cancels.get(), 10)).handle == demand.handle
+
+
+async def test_nobody_is_asked_again_for_a_request_that_has_given_up() -> None:
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: float) -> None:
+        waiting.set()
+        await go_on.wait()
+
+    async for stack in build(checkpoint("qwen2_vl")[0], LocalBus(), wait=wait, media_timeout_s=0.5):
+        await stack.vision.start()
+        task, _ = await asking(stack)
+        await settled(stack)
+        await stack.vision.actor.leave_queues()
+        await lose_vision(stack)
+        await waiting.wait()
+        with pytest.raises(DeadlineExceeded):
+            await task
+        await stack.vision.start()
+        go_on.set()
+        await settled(stack)
+        assert stack.vision.demands.empty()
 
 
 async def test_lost_embeddings_are_encoded_again_once_and_the_stream_goes_on(stack: Stack) -> None:
