@@ -111,6 +111,16 @@ def test_a_dropped_image_that_comes_back_gets_a_slot_that_nobody_had() -> None:
     assert ranks.bank.slots() == {2}
 
 
+def test_ranks_are_crowded_until_they_are_told_what_to_drop() -> None:
+    ranks = Ranks(rows=2)
+    ranks.hold(ref(1, 2))
+    assert not ranks.bank.crowded
+    assert not ranks.ready(ref(2))
+    assert ranks.bank.crowded
+    assert ranks.bank.take_drops() == [0]
+    assert not ranks.bank.crowded
+
+
 def test_pinned_images_stay_and_later_ones_wait() -> None:
     ranks = Ranks(rows=3)
     ranks.hold(ref(1, 2))

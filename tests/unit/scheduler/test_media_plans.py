@@ -162,6 +162,23 @@ def test_a_plan_drops_what_was_pushed_out_and_ranks_hold_no_more_than_the_bank()
     assert d.engine.staged(d.session.session) == {2}
 
 
+def test_ranks_are_told_what_to_drop_also_when_there_is_nothing_to_compute() -> None:
+    """Else requests that come and go before they start would fill the device."""
+    d = driver(tokens=4)
+    for image in range(1, 10):
+        handle = d.submit(PROMPT, 1, media=[m.MediaSpan(2, 4, ref(image, 4))])
+        d.pump()
+        d.stage()
+        d.abort(handle)
+        while d.answer():
+            pass
+        assert len(d.engine.staged(d.session.session)) <= 2
+    last = d.submit(PROMPT, 3, media=[SPAN])
+    d.run()
+    assert d.outputs[last].finish == LENGTH
+    assert d.engine.staged(d.session.session) == d.session.media.slots()
+
+
 def test_a_lost_image_ends_its_request_and_no_other() -> None:
     d = driver()
     lost, other = d.submit(PROMPT, 1, media=[SPAN]), d.submit(PROMPT, 1, media=[m.MediaSpan(2, 4, ref(2, 4))])
