@@ -33,6 +33,11 @@ from shared.errors import RhizomeError
 from shared.messages.generation import ABORTED
 
 I32 = npt.NDArray[np.int32]
+DEPTH = 2
+LONG_STEP_MS = 1.6
+"""From here on one plan ahead hides the way of an answer and of the next plan (measured: docs/benchmarks.md)."""
+STEP_WEIGHT = 0.1
+"""Of the newest step in the mean."""
 
 
 class Engine:
@@ -70,6 +75,7 @@ class Engine:
         self.budget = admission.AdmissionBudget(config.schedule_conservativeness)
         self.in_flight: deque[InFlight] = deque()
         self._lost_steps = LostSteps()
+        self._step_ms = LONG_STEP_MS
         self.heard_s = self.answered_s = clock()
         self.seq = 0
         self._last_decode = NONE
@@ -87,6 +93,17 @@ class Engine:
         """Tokens waiting or running; what the router balances."""
         rows = self.pool.rows
         return int(rows.known_len[~rows.done].sum()) + self.queue.tokens
+
+    @property
+    def depth(self) -> int:
+        """Plans that may be unanswered. One more where a step is so short that an answer's way takes as long."""
+        return self.config.pipeline_depth or (DEPTH if self._step_ms >= LONG_STEP_MS else DEPTH + 1)
+
+    def stepped(self, timing: m.StepTiming) -> None:
+        """The device's time of another step is known."""
+        device_ms = timing.prepare_ms + timing.forward_ms + timing.sample_ms
+        if device_ms > 0:
+            self._step_ms += STEP_WEIGHT * (device_ms - self._step_ms)
 
     def heard(self, info: m.EngineInfo) -> str | None:
         """The engine is alive; returns why the session cannot go on all the same."""
@@ -148,7 +165,7 @@ class Engine:
 
         One without rows only has ranks drop images, to make room for others.
         """
-        if len(self.in_flight) >= self.config.pipeline_depth:
+        if len(self.in_flight) >= self.depth:
             return None
         draft = PlanDraft()
         now = self.clock()

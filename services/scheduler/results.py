@@ -40,6 +40,7 @@ def apply(engine: Engine, result: m.StepResult) -> None:
     now = engine.clock()
     engine.stages.seconds["wait"] += now - max(record.sent_s, engine.answered_s)
     engine.answered_s = now
+    engine.stepped(result.timing)
     rows.in_flight[record.touched] -= 1
     forced = {} if result.prompt_counts is None else _prompt_logprobs(engine, record, result)
     _follow_grammars(engine, record, result.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from services.vision.addresses import AllowedHosts
 from services.vision.batcher import Batcher
@@ -38,6 +40,8 @@ HELD_FILES = 16
 """Files of the largest size that may be in memory at the same time; ordinary ones may be many more."""
 VIDEO_THREADS = 2
 """Videos decoded at the same time, each with all its frames in memory."""
+WARM_UP_SIDES = (448, 2048)
+"""Of images: an ordinary one, and one that is large enough for cuDNN's attention."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -106,8 +110,25 @@ def load_model(config: VisionConfig, log: Log) -> Model:
     if config.vision_threads:
         torch.set_num_threads(config.vision_threads)
     device = device_of(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread: kernels are launched on the current one
     dtype = dtype_of(config, device)
-    return Model(make_processor(media), load_encoder(config.model_path, media, dtype, device, config.load_format, log))
+    encoder = load_encoder(
+        config.model_path, media, dtype, device, config.load_format, log, max_patches=config.max_batch_patches
+    )
+    model = Model(make_processor(media), encoder)
+    if device.type == "cuda":
+        _warm_up(model, log)
+    return model
+
+
+def _warm_up(model: Model, log: Log) -> None:
+    """Kernels are compiled and libraries set up before the first image comes."""
+    started_s = time.perf_counter()
+    for side in WARM_UP_SIDES:
+        model.encoder.encode([model.processor.prepare(Image.new("RGB", (side, side)))])
+    torch.cuda.synchronize()
+    log.info("warmed up", seconds=time.perf_counter() - started_s)
 
 
 def device_of(config: VisionConfig) -> torch.device:

@@ -24,6 +24,10 @@ class VisionMetrics:
         self.hits = Counter(
             "rhizome_vision_cache_hits", "Images and videos that were encoded, or in work, already", registry=registry
         )
+        self.prepare_s = Histogram(
+            "rhizome_vision_prepare_seconds", "Decoding and resizing one image or video", buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
         self._encode_s = Histogram(
             "rhizome_vision_encode_seconds", "One batch in the encoder", buckets=_SECONDS, registry=registry
         )

@@ -164,7 +164,8 @@ class Pipeline:
         return width * height
 
     def _prepare_image(self, data: bytes, source: MediaSource) -> Prepared:
-        return self._processor.prepare(decode_image(data, self._limits.frame), source.detail)
+        with self._metrics.prepare_s.time():
+            return self._processor.prepare(decode_image(data, self._limits.frame), source.detail)
 
     def _prepare_video(self, data: bytes, source: MediaSource) -> Prepared:
         _check_sampling(source)
@@ -177,8 +178,9 @@ class Pipeline:
             taken_s = (count / fps if fps else duration_s) / max(len(taken), 1)
             return taken
 
-        frames = decode_video(data, sample, self._limits)
-        item = self._processor.prepare_video(frames.pictures, frames.timestamps_s)
+        with self._metrics.prepare_s.time():
+            frames = decode_video(data, sample, self._limits)
+            item = self._processor.prepare_video(frames.pictures, frames.timestamps_s)
         joined = -(-len(frames.pictures) // item.grid[0])
         return dataclasses.replace(item, seconds_per_frame=joined * taken_s)
 

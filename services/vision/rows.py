@@ -12,7 +12,10 @@ def host_rows(embeddings: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
     Shape:
         [tokens, width] to contiguous uint8 [tokens, width * bytes of dtype]
     """
-    rows = embeddings.detach().to(device="cpu", dtype=dtype).contiguous()
+    rows = embeddings.detach().to(dtype).contiguous()
+    if rows.is_cuda:  # a copy to pageable memory runs at a fifth of the bus's rate
+        pinned = torch.empty(rows.shape, dtype=dtype, pin_memory=True)
+        rows = pinned.copy_(rows)
     return rows.view(torch.uint8).reshape(rows.shape[0], -1).numpy()
 
 

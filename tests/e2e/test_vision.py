@@ -318,6 +318,25 @@ async def test_a_nats_client_sends_images_in_its_messages(qwen: Stack) -> None:
     assert await _tokens_over_nats(qwen.nats_url, request) == text_of(ask(qwen, messages))
 
 
+def test_a_stream_about_an_image_survives_the_loss_of_its_worker(qwen: Stack) -> None:
+    """The prompt is computed again on the new engine, from the embeddings that vision still holds."""
+    messages: Any = message(png(81, 300, 200), "Tell me all about it.")
+    whole = text_of(ask(qwen, messages, max_tokens=300, ignore_eos=True))
+    client = OpenAI(base_url=qwen.url + "/v1", api_key="none", timeout=90, max_retries=0)
+    stream = client.chat.completions.create(
+        model="tiny-qwen-vl", messages=messages, temperature=0, max_tokens=300, stream=True,
+        extra_body={"ignore_eos": True, "cache_salt": "mine"},
+    )  # fmt: skip
+    text, killed = "", False
+    for chunk in stream:
+        text += chunk.choices[0].delta.content or ""
+        if len(text) > 20 and not killed:
+            killed = True
+            os.kill(qwen.pids("services.worker")[0], signal.SIGKILL)
+    assert killed
+    assert text == whole
+
+
 def test_the_example_of_llava_works_with_a_local_image_server(
     tmp_path_factory: pytest.TempPathFactory, pictures: str
 ) -> None:

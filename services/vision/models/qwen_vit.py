@@ -147,8 +147,9 @@ class Block:
 
     def __call__(self, x: Tensor, rotation: Rotation, segments: Segments) -> Tensor:
         """x [N, width]"""
-        q, k, v = self._qkv(self._norm1(x)).view(len(x), 3, self._heads, -1).unbind(1)  # [N, H, D] each
-        x = x + self._proj(segments.attend(rotation.turn(q), rotation.turn(k), v))
+        qkv = self._qkv(self._norm1(x)).view(len(x), 3, self._heads, -1)  # [N, 3, H, D]
+        rotation.turn_(qkv)
+        x = x + self._proj(segments.attend(*qkv.unbind(1)))
         return x + self._mlp(self._norm2(x))
 
 
@@ -156,14 +157,19 @@ class Rotation:
     """Rotary positions in a plane: a quarter of a head turns by the row, a quarter by the column, twice."""
 
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
-        """[N, 1, D / 2] fp32 each"""
+        """[N, D / 2] fp32 each"""
         self._cos, self._sin = cos, sin
 
-    def turn(self, x: Tensor) -> Tensor:
-        """x [N, H, D]; computed in fp32."""
-        first, second = x.float().chunk(2, dim=2)
-        turned = torch.cat((first * self._cos - second * self._sin, second * self._cos + first * self._sin), dim=2)
-        return turned.to(x.dtype)
+    def turn_(self, qkv: Tensor) -> None:
+        """Turn the queries and keys of qkv [N, 3, H, D] in place; computed in fp32."""
+        if qkv.is_cuda:
+            from services.vision.kernels.rotate_heads import rotate_heads_
+
+            rotate_heads_(qkv, self._cos, self._sin)
+            return
+        cos, sin = (part[:, None, None] for part in (self._cos, self._sin))
+        first, second = qkv[:, :2].float().chunk(2, dim=3)
+        qkv[:, :2] = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=3)
 
     def ordered(self, order: Tensor) -> Rotation:
         """With the patches in another order."""
@@ -176,7 +182,7 @@ def plane_rotation(grids: Sequence[Grid], merge: int, head_dim: int, device: tor
     at = torch.from_numpy(np.concatenate(places)).to(device)  # [N, 2]
     half = head_dim // 2
     frequencies = 1.0 / (10000.0 ** (torch.arange(0, half, 2, dtype=torch.float32, device=device) / half))
-    angles = (at.unsqueeze(2) * frequencies).flatten(1).unsqueeze(1)
+    angles = (at.unsqueeze(2) * frequencies).flatten(1)
     return Rotation(angles.cos(), angles.sin())
 
 

@@ -10,6 +10,7 @@ from PIL.Image import Image, Resampling
 
 from services.vision.processing.llava import refuse_video
 from services.vision.processing.prepared import Canvas, Layout, Prepared
+from services.vision.processing.resize import resized
 from shared.media_config import MediaConfig
 from shared.messages.embedding import Detail
 
@@ -30,7 +31,7 @@ class LlavaNextProcessor:
 
     def prepare(self, image: Image, detail: Detail = "auto") -> Prepared:
         side = self._side
-        overview = np.array(image.resize((side, side), self._resample))[None]
+        overview = resized(image, side, side, self._resample)[None]
         if detail == "low":
             return Prepared(overview, self._layout(None))
         height, width = self._best(image.width, image.height)
@@ -70,8 +71,7 @@ class LlavaNextProcessor:
             fit_width, fit_height = min(math.ceil(image.width * y_scale), width), height
         left, top = (width - fit_width) // 2, (height - fit_height) // 2
         pixels = np.zeros((height, width, 3), np.uint8)
-        resized = image.resize((fit_width, fit_height), self._resample)
-        pixels[top : top + fit_height, left : left + fit_width] = np.asarray(resized)
+        pixels[top : top + fit_height, left : left + fit_width] = resized(image, fit_width, fit_height, self._resample)
         return pixels
 
     def _canvas(self, width: int, height: int, canvas_height: int, canvas_width: int) -> Canvas:

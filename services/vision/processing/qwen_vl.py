@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 
 from services.vision.processing.frames import frames_across, frames_from_starts, joined_times
 from services.vision.processing.prepared import Layout, Prepared
+from services.vision.processing.resize import resized
 from services.vision.processing.smart_size import frame_size_by_frame, frame_size_by_video, image_size
 from shared.errors import InvalidRequest
 from shared.media_config import MediaConfig, VideoSettings
@@ -38,8 +39,8 @@ class QwenProcessor:
 
     def prepare(self, image: Image, detail: Detail = "auto") -> Prepared:
         height, width = self._image_size(image.width, image.height, detail)
-        resized = image.resize((width, height), Resampling(self._image.resample))
-        return Prepared(np.array(resized)[None], self._layout(1, height, width))
+        pixels = resized(image, width, height, self._image.resample)
+        return Prepared(pixels[None], self._layout(1, height, width))
 
     def sample_frames(
         self, duration_s: float, fps: float, count: int, asked_fps: float | None, max_frames: int | None
@@ -58,7 +59,7 @@ class QwenProcessor:
         height, width = self._video_size(*size, len(frames))
         pixels = np.empty((len(frames), height, width, 3), np.uint8)
         for i, frame in enumerate(frames):
-            pixels[i] = np.asarray(frame.resize((width, height), Resampling(self._video.resample)))
+            pixels[i] = resized(frame, width, height, self._video.resample)
         layout = self._layout(-(-len(frames) // self._temporal), height, width)
         return Prepared(pixels, layout, joined_times(list(timestamps_s), self._temporal))
 

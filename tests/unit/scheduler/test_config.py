@@ -11,7 +11,7 @@ from shared.errors import ConfigError
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
-        ("--pipeline-depth", "0"), ("--pipeline-depth", "9"), ("--chunked-prefill-size", "-2"),
+        ("--pipeline-depth", "-1"), ("--pipeline-depth", "9"), ("--chunked-prefill-size", "-2"),
         ("--schedule-conservativeness", "0"), ("--max-queued-requests", "0"),
         ("--starvation-limit-s", "0"), ("--queue-timeout-s", "-1"), ("--step-timeout-s", "0"),
     ],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -301,3 +303,25 @@ def test_stop_ids_beyond_the_vocabulary_do_no_harm() -> None:
     engine.push(req)
     assert not engine.stop_lookup.any()
     assert engine.stop_lookup.dtype == np.bool_
+
+
+def test_short_steps_are_sent_further_ahead_and_long_ones_are_not() -> None:
+    driver = Driver()
+    driver.submit([5] * 20, 400, ignore_eos=True)
+    timing = m.StepTiming(forward_ms=1.0, sample_ms=0.2)
+    assert driver.pump() == driver.session.depth == 2
+    for _ in range(40):
+        driver.scheduler.apply(dataclasses.replace(driver.execute(), timing=timing))
+        driver.pump()
+    assert (driver.session.depth, len(driver.session.in_flight)) == (3, 3)
+    timing = m.StepTiming(forward_ms=12.0)
+    for _ in range(10):
+        driver.scheduler.apply(dataclasses.replace(driver.execute(), timing=timing))
+        driver.pump()
+    assert (driver.session.depth, len(driver.session.in_flight)) == (2, 2)
+
+
+def test_a_depth_that_was_asked_for_stays() -> None:
+    driver = Driver(config=SchedulerConfig(pipeline_depth=1))
+    driver.session.stepped(m.StepTiming(forward_ms=0.1))
+    assert driver.session.depth == 1

@@ -1,0 +1,1 @@
+"""Steps of encoders as fused Triton kernels. Imported where tensors are on a CUDA device."""
