@@ -24,6 +24,8 @@ import orjson
 from tokenizers import Tokenizer
 
 from benchmarks.report import Report
+from rhizome.models import DEFAULT_MODEL
+from rhizome.models.store import model_dir
 from services.scheduler.grammar.compiler import Compiler
 from services.scheduler.grammar.state import Grammar, GrammarOverrun
 from services.scheduler.grammar.vocabulary import Vocabulary, from_tokenizer
@@ -120,9 +122,8 @@ def _nested_value(depth: int) -> Any:
 
 def tokenizers_found(folders: Sequence[str]) -> dict[str, Vocabulary]:
     """Vocabularies by name: folders given, the default model where it was fetched, packages that are installed."""
-    home = Path(os.environ.get("RHIZOME_HOME", Path.home() / ".cache" / "rhizome"))
     paths = {Path(f).name: Path(f) for f in folders}
-    paths["smollm2"] = home / "models" / "SmolLM2-135M-Instruct"
+    paths["smollm2"] = model_dir(DEFAULT_MODEL)
     for name, package in PACKAGES.items():
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from benchmarks.report import Report
 from services.worker.models.ops import layer_ops
+from services.worker.models.place import Place
 from services.worker.models.registry import build_model
 from services.worker.tensor_parallel import Alone, shard_model
 from shared import log
@@ -150,7 +151,7 @@ def load_once(folder: Path, args: argparse.Namespace) -> Row:
     config, device = load_model_config(folder, None), torch.device(args.device)
     shard = shard_model(config, args.tp_size, 0)
     dtype = getattr(torch, args.dtypes[0])
-    targets = build_model(config, shard, Alone(), layer_ops("torch"), dtype=dtype, device=device).targets()
+    targets = build_model(config, Place(shard, Alone(), layer_ops("torch"), dtype, device)).targets()
     weights = sum(target.into.nbytes for target in targets.values())
     before = _peak_bytes()
     started_s = time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import urllib.parse
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from benchmarks.llama_peer import LlamaServer
 from benchmarks.report import Report
 from benchmarks.stack import Deployment, model_folder
 from benchmarks.transformers_peer import TransformersPeer
+from tests.plain_model import plain_model
 
 System = Callable[[list[load.Prompt], int, int], load.Load]
 """(prompts, concurrency, max_tokens) -> what came out."""
@@ -59,7 +61,7 @@ def start(stack: ExitStack, args: argparse.Namespace, report: Report) -> dict[st
     name = ours.get("/v1/models")["data"][0]["id"]
     systems: dict[str, System] = {"rhizome": over_http(ours.port, name)}
     if not args.no_transformers:
-        peer = stack.enter_context(TransformersPeer(model, args.threads))
+        peer = stack.enter_context(TransformersPeer(_plain(stack, model), args.threads))
         systems["transformers"] = lambda prompts, c, n: peer.run(prompts, concurrency=c, max_tokens=n)
     longest = args.prompt_tokens[1] + args.max_tokens + 8
     for gguf in args.gguf if args.llama_server_bin else []:
@@ -72,6 +74,12 @@ def start(stack: ExitStack, args: argparse.Namespace, report: Report) -> dict[st
     if not args.llama_server_bin and not args.llama_server_url:
         report.note("llama.cpp is left out: no --llama-server-bin and no --llama-server-url")
     return systems
+
+
+def _plain(stack: ExitStack, model: Path) -> Path:
+    """The model in a form that transformers reads."""
+    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="rhizome-plain-"))
+    return plain_model(model, Path(scratch) / model.name)
 
 
 def over_http(port: int, model: str) -> System:

@@ -10,6 +10,8 @@ from services.worker.kernels.expert_mlp import expert_config, expert_mlp
 from services.worker.kernels.expert_routing import route
 from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendConfig, extend_config, plan_extend
+from services.worker.kernels.fp8_rows import fp8_rows
+from services.worker.kernels.int_product import IntConfig, IntTiles, arrival_counters, expand, int_product
 from services.worker.kernels.page_indices import page_indices
 from services.worker.kernels.rms_norm import add_rms_norm, head_rms_norm, rms_norm
 from services.worker.kernels.rotary import rotate_and_store
@@ -239,3 +241,75 @@ def _token_logprobs() -> None:
 
 
 CASES["token logprobs"] = _token_logprobs
+
+LLAMA_8B_PRODUCTS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
+"""Outputs and inputs of a layer's products."""
+INT_CANDIDATES = {
+    tokens: [IntConfig(*shape) for shape in shapes]
+    for tokens, shapes in {
+        1: [
+            (8, 32, 128, 2, 4, 4), (8, 32, 128, 2, 6, 4), (8, 32, 128, 2, 4, 2), (8, 32, 128, 2, 4, 8),
+            (8, 16, 128, 1, 4, 4), (8, 64, 128, 4, 4, 4), (8, 64, 128, 2, 4, 4), (16, 32, 128, 2, 4, 4),
+            (8, 64, 128, 2, 4, 8), (8, 128, 128, 4, 4, 4),
+        ],
+        64: [
+            (64, 32, 128, 4, 4, 1), (64, 32, 128, 4, 3, 2), (64, 32, 128, 4, 4, 4), (64, 32, 128, 2, 4, 4),
+            (32, 32, 128, 2, 4, 4), (64, 64, 128, 2, 3, 4), (64, 64, 128, 4, 3, 2), (64, 16, 128, 2, 4, 4),
+        ],
+        256: [
+            (128, 32, 128, 8, 3, 1), (128, 32, 128, 4, 3, 1), (64, 32, 128, 4, 4, 1), (128, 32, 128, 4, 2, 2),
+            (128, 64, 128, 8, 3, 1),
+        ],
+    }.items()
+}  # fmt: skip
+"""Tiles to choose from, by tokens."""
+
+
+def int_case(
+    config: IntConfig | None = None,
+    tokens: int = 1,
+    bits: int = 4,
+    group: int = 128,
+    dtype: torch.dtype = torch.bfloat16,
+    kind: torch.dtype = torch.int8,
+) -> Callable[[], None]:
+    """One product."""
+
+    def launch() -> None:
+        rows, depth = 14336, 4096
+        codes = torch.empty(rows, depth, dtype=kind if bits == 8 else torch.uint8)
+        table = ints(depth // group, 2, rows) if bits == 4 else empty(depth // group, rows, dtype=torch.float32)
+        tiles = IntTiles(bits, codes, table, 1.0, rows * (2 if bits == 4 else 1), group)
+        int_product(empty(tokens, depth, dtype=dtype), tiles, None, arrival_counters(CPU), config)
+        expand(tiles, dtype)
+
+    return launch
+
+
+def int_label(config: IntConfig) -> str:
+    return (
+        f"m{config.block_m} p{config.block_p} k{config.block_k} w{config.num_warps} s{config.num_stages} "
+        f"split{config.splits}"
+    )
+
+
+for _tokens, _shapes in INT_CANDIDATES.items():
+    for _int in _shapes:
+        CASES[f"candidate int4 T{_tokens} {int_label(_int)}"] = int_case(_int, _tokens)
+for _tokens in (1, 16, 32, 64, 256):
+    CASES[f"int4 g128 T{_tokens}"] = int_case(None, _tokens)
+CASES["int4 g32 T1"] = int_case(None, 1, group=32)
+CASES["int4 g128 T1 fp16"] = int_case(None, 1, dtype=torch.float16)
+CASES["int4 g128 T1 fp32"] = int_case(None, 1, dtype=torch.float32)
+for _tokens in (1, 64):
+    CASES[f"fp8 g128 T{_tokens} int product"] = int_case(None, _tokens, bits=8, kind=torch.float8_e4m3fn)
+CASES["int8 g4096 T1"] = int_case(None, 1, bits=8, group=4096)
+CASES["int8 g4096 T64"] = int_case(None, 64, bits=8, group=4096)
+
+
+def _fp8_rows() -> None:
+    for width in (4096, 14336):
+        fp8_rows(empty(2, width))
+
+
+CASES["fp8 rows"] = _fp8_rows

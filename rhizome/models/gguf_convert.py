@@ -1,7 +1,9 @@
 """A GGUF file of the Llama family -> a model directory in Hugging Face format, without torch.
 
-Quantized tensors are expanded to float32, exactly the values that a GGUF runtime computes with. Names and layouts
-that llama.cpp changes on the way into GGUF (the pairing of rotary dimensions in q and k) are changed back.
+Quantized tensors keep their blocks, byte for byte, if they are of a type that the worker computes with
+(`services/worker/quantization/gguf.py`); others are expanded to float32, exactly the values that a GGUF runtime
+computes with. Names and layouts that llama.cpp changes on the way into GGUF (the pairing of rotary dimensions in q and
+k) are changed back.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from shared.errors import ConfigError
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-F32 = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+"""Of a weight: numbers, or the bytes of their blocks."""
 Metadata = dict[str, Any]
 
 _LAYER_PARTS = {
@@ -36,11 +39,14 @@ _LAYER_PARTS = {
     "ffn_down": "mlp.down_proj",
 }
 _TOP_PARTS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+KEPT_TYPES = ("Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0")
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
 def convert(gguf: Path, into: Path, say: Say) -> None:
     """Write config.json, generation_config.json, the tokenizer's files and model.safetensors into `into`.
+
+    Tensors `NAME.weight_blocks` [outputs, bytes] hold blocks; their types are in config.json's `quantization_config`.
 
     Raises:
         ConfigError: the file's architecture, tokenizer or a tensor is not one that this understands.
@@ -52,6 +58,8 @@ def convert(gguf: Path, into: Path, say: Say) -> None:
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     names = {tensor.name for tensor in reader.tensors}
     config = hf_config(metadata, tied="output.weight" not in names)
+    if types := _kept_types(reader):
+        config["quantization_config"] = {"quant_method": "gguf", "types": types}
     _write_json(into / "config.json", config)
     _write_json(
         into / "generation_config.json", {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -112,11 +120,11 @@ def hf_tensor_name(name: str) -> str:
     raise ConfigError(f"GGUF tensor {name!r} is not supported: no plain Llama model has it")
 
 
-def unpermute_rotary(weight: F32, num_heads: int) -> F32:
+def unpermute_rotary(weight: Rows, num_heads: int) -> Rows:
     """Undo llama.cpp's interleaving of the two halves of each head.
 
     Args:
-        weight: [num_heads * D, hidden] q or k projection, rows of a head as (0, D/2, 1, D/2+1, ...).
+        weight: [num_heads * D, hidden or bytes] q or k projection, rows of a head as (0, D/2, 1, D/2+1, ...).
 
     Returns:
         The same rows as (0, 1, ..., D-1), the order that rotate-half rotary embedding expects.
@@ -126,19 +134,31 @@ def unpermute_rotary(weight: F32, num_heads: int) -> F32:
     return pairs.swapaxes(1, 2).reshape(rows, hidden)
 
 
+def _kept_types(reader: GGUFReader) -> dict[str, str]:
+    """Types of the tensors whose blocks are kept, by their names without ".weight"."""
+    return {
+        hf_tensor_name(tensor.name).removesuffix(".weight"): tensor.tensor_type.name
+        for tensor in reader.tensors
+        if tensor.tensor_type.name in KEPT_TYPES
+    }
+
+
 def _write_weights(reader: GGUFReader, config: dict[str, Any], path: Path, say: Say) -> None:
     from gguf.quants import dequantize
     from safetensors.numpy import save_file
 
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    weights: dict[str, F32] = {}
-    say(f"expanding {len(reader.tensors)} tensors to float32")
+    weights: dict[str, Rows] = {}
     for tensor in reader.tensors:
-        weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        name, rows = hf_tensor_name(tensor.name), tensor.data
+        if tensor.tensor_type.name in KEPT_TYPES:
+            name = name.removesuffix(".weight") + ".weight_blocks"
+        else:
+            rows = dequantize(rows, tensor.tensor_type).astype(np.float32, copy=False)
         part = tensor.name.split(".")[-2]
         if part in heads:
-            weight = unpermute_rotary(weight, heads[part])
-        weights[hf_tensor_name(tensor.name)] = np.ascontiguousarray(weight)
+            rows = unpermute_rotary(rows, heads[part])
+        weights[name] = np.ascontiguousarray(rows)
     say(f"writing {sum(w.nbytes for w in weights.values()) / 1e6:.0f} MB of weights")
     save_file(weights, path, metadata={"format": "pt"})
 

@@ -1,4 +1,4 @@
-"""The user's model cache: `$RHIZOME_HOME/models`, else `~/.cache/rhizome/models`.
+"""The user's model cache: below `$RHIZOME_HOME/models`, else `~/.cache/rhizome/models`.
 
 A model directory appears in one rename when it is complete, under a lock, so a launch that was killed half-way
 leaves nothing that looks done and two launches never build the same model twice.
@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LAYOUT = "2"
+"""Of the models in the cache. Another number than before: what an older version built is built anew."""
 Say = Callable[[str], None]
 """Takes one line of progress for the person at the terminal."""
 
@@ -27,7 +29,7 @@ def home() -> Path:
 
 def model_dir(name: str) -> Path:
     """Where the model of that name lives once it is there."""
-    return home() / "models" / name
+    return home() / "models" / LAYOUT / name
 
 
 def is_complete(folder: Path) -> bool:

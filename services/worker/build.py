@@ -20,12 +20,15 @@ from services.worker.engine import Engine
 from services.worker.engine_spec import EngineSpec
 from services.worker.kv_pool import KvPool
 from services.worker.media_store import MediaStore
-from services.worker.models.linear import can_pack, min_rows
-from services.worker.models.ops import LayerOps, layer_ops
+from services.worker.models.dense_product import can_pack, min_rows
+from services.worker.models.ops import layer_ops
+from services.worker.models.place import Place
 from services.worker.models.registry import Model, attention_windows, build_model
+from services.worker.quantization.scheme import choose_scheme, quantization_config
 from services.worker.rows import Rows
 from services.worker.sampling.sampler import make_sampler
 from services.worker.tensor_parallel import Alone, Communicator, Shard, shard_model
+from shared.checkpoint.contents import shapes_of
 from shared.checkpoint.loader import load_checkpoint, load_dummy
 from shared.errors import ConfigError
 from shared.log import Log
@@ -73,7 +76,12 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     if device.type == "cpu" and not can_pack(dtype):
         log.warning("this torch cannot reorder weights for oneDNN: matrix products will be slower", dtype=config.dtype)
     comm = _join(config, device, log)
-    model = _load(config, model_config, shard, comm, layer_ops(backend), dtype, device, log)
+    scheme = choose_scheme(quantization_config(config.model_path), config.quantization, dtype)
+    if config.quantization == "fp8" and device.type == "cpu":
+        raise ConfigError("--quantization fp8 is of no use on a CPU, which has no 8-bit floats: leave it out")
+    shapes = None if scheme is None or config.load_format == "dummy" else shapes_of(config.model_path)
+    place = Place(shard, comm, layer_ops(backend), dtype, device, scheme, shapes)
+    model = _load(config, model_config, place, log)
     comm.wait_for_all(START_TIMEOUT_S)
     max_rows = config.max_running_requests or (GPU_ROWS if device.type == "cuda" else CPU_ROWS)
     prefill_tokens = config.max_prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS)
@@ -107,8 +115,8 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     engine = Engine(
         spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
         media=MediaStore(0 if media_config is None else media_config.width, dtype, device),
-        # Padding would go to experts too, and read more weights than fuller products save.
-        min_tokens=min_rows(device, dtype) if model_config.moe is None else 1, programs=programs,
+        # Padding would go to experts too, and read more weights than fuller products save; our kernels gain nothing.
+        min_tokens=min_rows(device, dtype) if model_config.moe is None and scheme is None else 1, programs=programs,
     )  # fmt: skip
     if backend == "numba":
         _say_if_compiling(log)
@@ -217,23 +225,33 @@ def _auto_threads(tp_size: int) -> int:
     return max(1, cores // tp_size)
 
 
-def _load(
-    config: WorkerConfig,
-    model_config: ModelConfig,
-    shard: Shard,
-    comm: Communicator,
-    ops: LayerOps,
-    dtype: torch.dtype,
-    device: torch.device,
-    log: Log,
-) -> Model:
-    model = build_model(model_config, shard, comm, ops, dtype=dtype, device=device)
+def _load(config: WorkerConfig, model_config: ModelConfig, place: Place, log: Log) -> Model:
+    model = build_model(model_config, place)
     if config.load_format == "dummy":
         load_dummy(model.targets())
     else:
         load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings, log=log)
     model.finish_loading()
+    if place.scheme is not None:
+        _report_sizes(model_config, place, log)
     return model
+
+
+def _report_sizes(model_config: ModelConfig, place: Place, log: Log) -> None:
+    """What quantization saves, and the tokens whose keys and values fit there instead."""
+    sizes = place.sizes
+    slot_bytes = KvPool.slot_bytes(
+        model_config.num_layers, place.shard.num_kv_heads, model_config.head_dim, place.dtype
+    )  # fmt: skip
+    log.info(
+        "quantized weights", format=place.scheme.name if place.scheme else "", bytes=sizes.packed,
+        plain_bytes=sizes.plain, gained_kv_tokens=max(0, sizes.plain - sizes.packed) // slot_bytes,
+    )  # fmt: skip
+    if sizes.expanded:
+        log.warning(
+            "some quantized weights were expanded: no kernel here computes with them",
+            device=place.device.type, dtype=str(place.dtype).removeprefix("torch."),
+        )  # fmt: skip
 
 
 def _pool(

@@ -30,6 +30,12 @@ class WorkerConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", help="weights, activations and KV cache; auto: float32 on CPU, else the checkpoint's", group="model"
     )
+    quantization: Literal["auto", "fp8"] = option(
+        "auto",
+        help="auto: weights as the checkpoint has them, quantized or not (AWQ, GPTQ, compressed-tensors, FP8, GGUF "
+        "blocks); fp8: round the plain weights of a checkpoint to 8-bit floats while loading, on GPUs that have them",
+        group="model",
+    )
     context_length: int | None = option(None, help="tokens of prompt and output; default: the model's", group="model")
     served_model_name: str = option("", help="name told to clients; default: the directory's name", group="model")
 

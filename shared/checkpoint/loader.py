@@ -115,6 +115,11 @@ def load_dummy(targets: Mapping[str, Target]) -> None:
     for name, target in targets.items():
         device = target.into.device
         generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+        if not target.into.dtype.is_floating_point:  # packed codes: any bits do
+            limits = torch.iinfo(target.into.dtype)
+            codes = torch.empty(target.shape, dtype=target.into.dtype, device=device)
+            target.into.copy_(codes.random_(limits.min, limits.max, generator=generator)[target.take])
+            continue
         values = torch.empty(target.shape, device=device).normal_(0.0, DUMMY_SCALE, generator=generator)
         target.into.copy_(values[target.take].add_(1.0 if target.is_norm else 0.0))
 

@@ -1,4 +1,4 @@
-"""The real model through every process, greedy, against transformers' `generate` on the same fp32 weights."""
+"""The real model through every process, greedy, against transformers' `generate` on the same weights in fp32."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rhizome.models import DEFAULT_MODEL
 from rhizome.models.resolve import resolve_model
 from tests.e2e.stack import Stack
+from tests.plain_model import plain_model
 
 NEW_TOKENS = 12
 TEXT = (
@@ -21,9 +22,9 @@ Case = tuple[list[int], list[int]]
 
 
 @pytest.fixture(scope="module")
-def wanted(stack: Stack) -> list[Case]:
+def wanted(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     """20 prompts of 1 to about 300 tokens, and what transformers makes of each."""
-    folder = resolve_model(DEFAULT_MODEL, print)
+    folder = plain_model(resolve_model(DEFAULT_MODEL, print), tmp_path_factory.mktemp("plain") / "model")
     torch.set_num_threads(2)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -18,6 +18,7 @@ import rhizome as rz
 from rhizome.models import DEFAULT_MODEL
 from rhizome.models.resolve import resolve_model
 from tests.e2e.stack import Stack
+from tests.plain_model import plain_model
 
 COUNTRIES = ("France", "Spain", "Italy", "Japan", "Egypt")
 SUBJECTS = (
@@ -75,9 +76,9 @@ def test_streaming_gives_the_same_text_in_pieces(endpoint: rz.RuntimeEndpoint) -
 
 
 @pytest.fixture(scope="module")
-def likelihoods() -> dict[str, list[list[tuple[int, float, float]]]]:
+def likelihoods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[tuple[int, float, float]]]]:
     """Per prompt and choice: token, log probability after the prompt, and without it; by transformers."""
-    folder = resolve_model(DEFAULT_MODEL, print)
+    folder = plain_model(resolve_model(DEFAULT_MODEL, print), tmp_path_factory.mktemp("plain") / "model")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
 

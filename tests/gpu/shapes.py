@@ -23,7 +23,8 @@ QWEN3_06B: dict[str, Any] = {
     "rope_theta": 1000000.0, "tie_word_embeddings": True, "attention_bias": False, "bos_token_id": 151643,
     "eos_token_id": 151645, "torch_dtype": "bfloat16", "sliding_window": None, "use_sliding_window": False,
 }  # fmt: skip
-SHAPES = {"8B": LLAMA_8B, "0.6B": QWEN3_06B}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+SHAPES = {"8B": LLAMA_8B, "0.6B": QWEN3_06B, "8B-AWQ": LLAMA_8B | {"quantization_config": AWQ}}
 
 
 def write_shape(name: str, folder: Path) -> Path:

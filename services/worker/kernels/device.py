@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Kernels run in Triton's interpreter, which knows no machine instructions."""
 
 SM_COUNT_INTERPRETED = 4
 """Where there is no GPU: the interpreter runs one program after the other, and few show as much as many."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from services.worker.models.experts import Experts, RunExperts
+from services.worker.models.expert_weights import ExpertWeights
+from services.worker.models.experts import RunExperts
 from services.worker.models.mlp import GatedMlp, Mlp
 from services.worker.models.place import Place
-from shared.checkpoint.target import ALL, Target, under, whole
+from shared.checkpoint.target import Target, under
 from shared.model_config import ModelConfig
 from shared.moe_config import MoeConfig
 
@@ -21,36 +22,19 @@ class ExpertMlp:
     """A router and the experts that it chooses from: Mixtral, Qwen3-MoE."""
 
     def __init__(self, hidden: int, moe: MoeConfig, place: Place) -> None:
-        self._full, self._columns = moe.intermediate_size, place.shard.columns(moe.intermediate_size)
+        self._router = place.whole("gate", hidden, moe.num_experts)
+        self._weights: ExpertWeights | None = ExpertWeights(hidden, moe, place.inside("experts"))
         self._ops = place.ops
-        width = self._columns.stop - self._columns.start
-        self._router = place.linear(hidden, moe.num_experts)
-        self._experts: Experts | None = Experts(
-            gate_up=place.empty(moe.num_experts, 2 * width, hidden),
-            down=place.empty(moe.num_experts, hidden, width),
-            top_k=moe.top_k,
-            renormalize=moe.renormalize,
-        )
         self._run: RunExperts | None = None
 
     def targets(self) -> dict[str, Target]:
-        assert self._experts is not None, "packed already"
-        out = {"gate.weight": whole(self._router.weight)}
-        for index, (gate_up, down) in enumerate(zip(self._experts.gate_up, self._experts.down, strict=True)):
-            (hidden, _), (gate, up) = down.shape, gate_up.chunk(2)
-            columns = (self._full, hidden), (self._columns, ALL)
-            expert = {
-                "gate_proj.weight": Target(gate, *columns),
-                "up_proj.weight": Target(up, *columns),
-                "down_proj.weight": Target(down, (hidden, self._full), (ALL, self._columns)),
-            }
-            out |= under(f"experts.{index}", expert)
-        return out
+        assert self._weights is not None, "packed already"
+        return self._router.targets() | under("experts", self._weights.targets())
 
     def pack(self) -> None:
-        assert self._experts is not None, "packed already"
+        assert self._weights is not None, "packed already"
         self._router.pack()
-        self._run, self._experts = self._ops.run_experts(self._experts), None
+        self._run, self._weights = self._ops.run_experts(self._weights.read()), None
 
     def __call__(self, x: Tensor) -> Tensor:
         assert self._run is not None, "not packed yet"
@@ -62,16 +46,16 @@ class SharedExpertMlp:
 
     def __init__(self, hidden: int, moe: MoeConfig, place: Place) -> None:
         self._routed = ExpertMlp(hidden, moe, place)
-        self._shared = GatedMlp(hidden, moe.shared_intermediate_size, place)
-        self._gate = place.linear(hidden, 1)
+        self._shared = GatedMlp(hidden, moe.shared_intermediate_size, place.inside("shared_expert"))
+        self._gate = place.whole("shared_expert_gate", hidden, 1)
 
     def targets(self) -> dict[str, Target]:
-        gate = {"shared_expert_gate.weight": whole(self._gate.weight)}
-        return self._routed.targets() | under("shared_expert", self._shared.targets()) | gate
+        return self._routed.targets() | under("shared_expert", self._shared.targets()) | self._gate.targets()
 
     def pack(self) -> None:
         self._routed.pack()
         self._shared.pack()
+        self._gate.pack()
 
     def __call__(self, x: Tensor) -> Tensor:
         shared = self._shared(x).mul_(self._gate(x).sigmoid_())

@@ -1,60 +1,117 @@
-"""Matrix products with weights that are laid out once for the machine they run on.
+"""Products of a model: one or several of the checkpoint's, side by side, whatever form their weights have.
 
-On CPU the weights are reordered into oneDNN's blocked layout after loading: measured 1.4 to 2.3 times faster than
-`F.linear` for 4 to 64 tokens, because a plain product reorders (or strides over) the whole weight every time.
-Called by the model files; knows nothing of checkpoints or ranks.
+A `Linear` knows where its parts are loaded to and, once packed, what computes with them (`ops.LayerOps.product`); it
+knows no format and no kernel. Made by `Place`, called by the model files.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-PACKED_MIN_ROWS = 4
-"""oneDNN computes 4 rows faster than 1 to 3 (its one-row kernels lose a third of the memory bandwidth)."""
+from services.worker.quantization.stored import Part, Stored
+from services.worker.quantization.weights import Weight, beside
+from shared.checkpoint.target import Target
+
+
+class Product(Protocol):
+    """x W^T + b with a weight that is laid out for the machine it runs on."""
+
+    @property
+    def nbytes(self) -> int:
+        """What the weight takes."""
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x: [T, in], bias: [out] -> [T, out]"""
+
+
+class MakeProduct(Protocol):
+    """`LayerOps.product`"""
+
+    def __call__(self, weight: Weight, dtype: torch.dtype) -> Product: ...
+
+
+@dataclass(slots=True)
+class WeightBytes:
+    """What a model's products take, as they are and as they would with plain weights. Filled while they are packed."""
+
+    packed: int = 0
+    plain: int = 0
+    expanded: bool = False
+    """Some quantized weights became plain ones, as no kernel here computes with them."""
+
+    def add(self, weight: Weight, packed: int, dtype: torch.dtype) -> None:
+        """A product that takes `packed` bytes for `weight`, and computes in `dtype`."""
+        plain = weight.shape.numel() * dtype.itemsize
+        self.packed += packed
+        self.plain += plain
+        self.expanded |= packed >= plain and not isinstance(weight, Tensor)
 
 
 class Linear:
-    """y = x W^T + b. After `pack` the weight is opaque and only `__call__` may use it."""
+    """y = x W^T + b. Fill the targets, call `pack` once, then call it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """weight: [out, in], possibly a part of a larger tensor; bias: [out]"""
-        self.weight, self.bias = weight, bias
-        self._packed = False
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        stored: Sequence[Stored],
+        bias: Tensor | None,
+        make: MakeProduct,
+        dtype: torch.dtype,
+        sizes: WeightBytes,
+        fused: Tensor | None = None,
+        unbiased: Collection[Part] = (),
+    ) -> None:
+        """
+        Args:
+            parts, stored: what is beside each other, in the order of outputs; names are local ones in the targets.
+            bias: [out], of all parts.
+            unbiased: parts whose bias is not loaded.
+            dtype: of activations.
+            fused: the plain weight of all parts, if they have one.
+        """
+        self.bias = bias
+        self._parts, self._stored, self._fused, self._unbiased = list(parts), list(stored), fused, unbiased
+        self._make, self._dtype, self._sizes = make, dtype, sizes
+        self._products: list[tuple[Product, slice]] = []
+
+    def targets(self) -> dict[str, Target]:
+        """The parts' tensors by their local names."""
+        out: dict[str, Target] = {}
+        row = 0
+        for part, stored in zip(self._parts, self._stored, strict=True):
+            name = part.name.rsplit(".", 1)[-1]
+            out |= {f"{name}.{tensor}": target for tensor, target in stored.targets.items()}
+            if self.bias is not None and part not in self._unbiased:
+                out[f"{name}.bias"] = Target(self.bias[row : row + part.width], (part.out_features,), (part.rows,))
+            row += part.width
+        return out
 
     def pack(self) -> None:
-        """Bring the weight into its final layout. Call once, after loading."""
-        if self.weight.device.type == "cpu" and can_pack(self.weight.dtype):
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 64)
-            self._packed = True
+        """Bring the weights into their final layout. Call once, after loading."""
+        weights = [self._fused] if self._fused is not None else beside(stored.read() for stored in self._stored)
+        self._stored, self._fused = [], None
+        row = 0
+        for weight in weights:
+            width = weight.shape[0]
+            product = self._make(weight, self._dtype)
+            self._products.append((product, slice(row, row + width)))
+            self._sizes.add(weight, product.nbytes, self._dtype)
+            row += width
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out]"""
-        if self._packed:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-            return y
-        return F.linear(x, self.weight, self.bias)
+        if len(self._products) == 1:
+            return self._products[0][0](x, self.bias)
+        bias = self.bias
+        return torch.cat([run(x, None if bias is None else bias[rows]) for run, rows in self._products], dim=1)
 
 
-@functools.cache
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch can reorder weights of `dtype` and then computes the same product.
-
-    The operators are private to torch: a build without oneDNN lacks them, and a machine may refuse a dtype.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x, w = (torch.randn(shape, generator=generator).to(dtype) for shape in ((8, 64), (32, 64)))
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(w, 64)
-        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
-    return torch.allclose(y.float(), F.linear(x, w).float(), rtol=2e-2, atol=2e-1 if dtype.itemsize < 4 else 1e-4)
-
-
-def min_rows(device: torch.device, dtype: torch.dtype) -> int:
-    """Fewest tokens worth computing at once: a smaller forward is padded to this many."""
-    return PACKED_MIN_ROWS if device.type == "cpu" and can_pack(dtype) else 1
+def plain(part: Part, into: Tensor) -> Stored:
+    """A part with a plain weight, which is loaded to `into` [rows, columns]."""
+    target = Target(into, (part.out_features, part.in_features), (part.rows, part.columns))
+    return Stored({"weight": target}, lambda: into)

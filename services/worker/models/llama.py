@@ -11,17 +11,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from services.worker.models.expert_mlp import layer_mlp
-from services.worker.models.linear import Linear
 from services.worker.models.media_input import MediaInput
-from services.worker.models.mlp import Mlp
 from services.worker.models.place import Place
 from services.worker.models.rope import QkNorm, Rotary, Rotation
-from services.worker.models.weights import column_targets, row_targets
-from shared.checkpoint.target import ALL, Target, under, whole
+from shared.checkpoint.target import Target, under, whole
 from shared.errors import ConfigError
 from shared.model_config import ModelConfig
 
@@ -41,30 +37,27 @@ class LlamaModel:
             raise ConfigError(f"hidden_act {config.hidden_act!r} is not supported: this family uses silu")
         self.config, self._shard, self._comm, self._ops = config, place.shard, place.comm, place.ops
         self._rotary = Rotary(config.rope, config.head_dim, config.context_length, place.dtype, place.device)
-        vocab = self._shard.vocab_widths[self._shard.rank]
-        self._embed = place.empty(vocab, config.hidden_size)
+        vocab = self._shard.vocab, config.vocab_size
+        self._embed = place.embedding("embed_tokens", vocab, config.hidden_size)
         self._norm = place.empty(config.hidden_size)
-        self._layers = [
-            _Layer(config, place, layer_mlp(config, i, place), qk_norm=qk_norm) for i in range(config.num_layers)
-        ]
-        self._head = Linear(self._embed) if config.tie_embeddings else place.linear(config.hidden_size, vocab)
+        self._layers = [_Layer(config, place.inside(f"layers.{i}"), i, qk_norm) for i in range(config.num_layers)]
+        if config.tie_embeddings:
+            self._head = place.tied("lm_head", self._embed)
+        else:
+            self._head = place.columns({"lm_head": vocab}, config.hidden_size)
 
     def targets(self) -> dict[str, Target]:
         """Checkpoint names (`checkpoint_names.py`) to memory."""
-        config, vocab = self.config, (self._shard.vocab, ALL)
-        table = (config.vocab_size, config.hidden_size)
-        out = {
-            "embed_tokens.weight": Target(self._embed, table, vocab),
-            "norm.weight": whole(self._norm, is_norm=True),
-        }
-        if not config.tie_embeddings:
-            out["lm_head.weight"] = Target(self._head.weight, table, vocab)
+        out = under("embed_tokens", self._embed.targets()) | {"norm.weight": whole(self._norm, is_norm=True)}
+        if not self.config.tie_embeddings:
+            out |= self._head.targets()
         for i, layer in enumerate(self._layers):
             out |= under(f"layers.{i}", layer.targets())
         return out
 
     def finish_loading(self) -> None:
         """Bring weights into their final layout."""
+        self._embed.pack()
         for layer in self._layers:
             layer.pack()
         self._head.pack()
@@ -89,43 +82,34 @@ class LlamaModel:
 
     def _embedding(self, ids: Tensor) -> Tensor:
         if self._comm.size == 1:
-            return F.embedding(ids, self._embed)
+            return self._embed(ids)
         start, stop = self._shard.vocab.start, self._shard.vocab.stop
         elsewhere = (ids < start) | (ids >= stop)
-        x = F.embedding((ids - start).masked_fill_(elsewhere, 0), self._embed)
+        x = self._embed((ids - start).masked_fill_(elsewhere, 0))
         return self._comm.all_reduce(x.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
 
 class _Layer:
     """One decoder layer: attention, whose q, k, v are one product, then `mlp`."""
 
-    def __init__(self, config: ModelConfig, place: Place, mlp: Mlp, *, qk_norm: bool) -> None:
-        self._config, self._shard, self._comm, self._ops = config, place.shard, place.comm, place.ops
+    def __init__(self, config: ModelConfig, place: Place, index: int, qk_norm: bool) -> None:
+        self._shard, self._comm, self._ops = place.shard, place.comm, place.ops
         self._eps, dim, hidden = config.rms_norm_eps, config.head_dim, config.hidden_size
-        heads, kv_heads = self._shard.num_q_heads, self._shard.num_kv_heads
-        self._qkv = place.linear(hidden, (heads + 2 * kv_heads) * dim, bias=config.attention_bias)
-        self._o = place.linear(heads * dim, hidden, bias=config.attention_out_bias)
-        self._mlp = mlp
+        q = _times(self._shard.q_heads, dim), config.num_q_heads * dim
+        kv = _times(self._shard.kv_heads, dim), config.num_kv_heads * dim
+        attention = place.inside("self_attn")
+        self._qkv = attention.columns({"q_proj": q, "k_proj": kv, "v_proj": kv}, hidden, bias=config.attention_bias)
+        self._o = attention.rows("o_proj", q, hidden, bias=config.attention_out_bias)
+        self._mlp = layer_mlp(config, index, place.inside("mlp"))
         self._norm_in, self._norm_mlp = place.empty(hidden), place.empty(hidden)
         self._qk_norm: QkNorm | None = (place.empty(dim), place.empty(dim), self._eps) if qk_norm else None
 
     def targets(self) -> dict[str, Target]:
         """Names inside the layer to memory."""
-        dim, shard = self._config.head_dim, self._shard
-        q, q_full = _times(shard.q_heads, dim), self._config.num_q_heads * dim
-        kv, kv_full = _times(shard.kv_heads, dim), self._config.num_kv_heads * dim
-        k_at = shard.num_q_heads * dim
-        v_at = k_at + shard.num_kv_heads * dim
-        attention = (
-            column_targets("q_proj", self._qkv, 0, q, q_full)
-            | column_targets("k_proj", self._qkv, k_at, kv, kv_full)
-            | column_targets("v_proj", self._qkv, v_at, kv, kv_full)
-            | row_targets("o_proj", self._o, q, q_full)
-        )
         norms = {"input_layernorm": self._norm_in, "post_attention_layernorm": self._norm_mlp}
         if self._qk_norm is not None:
             norms["self_attn.q_norm"], norms["self_attn.k_norm"], _ = self._qk_norm
-        out = under("self_attn", attention) | under("mlp", self._mlp.targets())
+        out = under("self_attn", self._qkv.targets() | self._o.targets()) | under("mlp", self._mlp.targets())
         return out | {f"{name}.weight": whole(weight, is_norm=True) for name, weight in norms.items()}
 
     def pack(self) -> None:

@@ -10,7 +10,6 @@ from typing import Protocol
 from torch import Tensor
 
 from services.worker.models.place import Place
-from services.worker.models.weights import column_targets, row_targets
 from shared.checkpoint.target import Target
 
 
@@ -31,18 +30,13 @@ class GatedMlp:
     """down(silu(gate(x)) * up(x)); gate and up are one product."""
 
     def __init__(self, hidden: int, intermediate: int, place: Place, *, bias: bool = False) -> None:
-        self._full, self._columns = intermediate, place.shard.columns(intermediate)
+        take = place.shard.columns(intermediate), intermediate
         self._ops, self._rank = place.ops, place.shard.rank
-        self._width = self._columns.stop - self._columns.start
-        self._gate_up = place.linear(hidden, 2 * self._width, bias=bias)
-        self._down = place.linear(self._width, hidden, bias=bias)
+        self._gate_up = place.columns({"gate_proj": take, "up_proj": take}, hidden, bias=bias)
+        self._down = place.rows("down_proj", take, hidden, bias=bias)
 
     def targets(self) -> dict[str, Target]:
-        return (
-            column_targets("gate_proj", self._gate_up, 0, self._columns, self._full)
-            | column_targets("up_proj", self._gate_up, self._width, self._columns, self._full)
-            | row_targets("down_proj", self._down, self._columns, self._full)
-        )
+        return self._gate_up.targets() | self._down.targets()
 
     def pack(self) -> None:
         if self._rank != 0:  # a bias after a sum over ranks is added once

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from services.worker.cpu_kernels import rms_norm
 from services.worker.cpu_kernels.silu_and_mul import silu_and_mul
+from services.worker.models.dense_product import DenseProduct
 from services.worker.models.experts import Experts, GroupedExperts, RunExperts
+from services.worker.models.linear import Product
+from services.worker.models.numba_product import NumbaIntProduct
+from services.worker.quantization.weights import IntWeight, Weight, expanded
 
 
 class NumbaOps:
@@ -26,5 +31,9 @@ class NumbaOps:
         silu_and_mul(gate_up.numpy(), out.numpy())
         return out
 
+    def product(self, weight: Weight, dtype: torch.dtype) -> Product:
+        """Whole numbers stay what they are; 8-bit floats, which no instruction here multiplies, are expanded."""
+        return NumbaIntProduct(weight) if isinstance(weight, IntWeight) else DenseProduct(expanded(weight, dtype))
+
     def run_experts(self, experts: Experts) -> RunExperts:
-        return GroupedExperts(experts)
+        return GroupedExperts(experts, self.product)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from services.worker.models.dense_product import DenseProduct
 from services.worker.models.experts import Experts, GroupedExperts, RunExperts
+from services.worker.models.linear import Product
+from services.worker.quantization.weights import Weight, expanded
 
 
 class LayerOps(Protocol):
@@ -22,6 +26,9 @@ class LayerOps(Protocol):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up of [T, 2 * I], gate first: [T, I]"""
+
+    def product(self, weight: Weight, dtype: torch.dtype) -> Product:
+        """What computes with `weight`, which is loaded and becomes its own, and activations of `dtype`."""
 
     def run_experts(self, experts: Experts) -> RunExperts:
         """What computes `experts`, which are loaded and become its own: it may keep them in another layout."""
@@ -39,8 +46,12 @@ class TorchOps:
         gate, up = gate_up.chunk(2, dim=1)
         return F.silu(gate).mul_(up)
 
+    def product(self, weight: Weight, dtype: torch.dtype) -> Product:
+        """Quantized weights are expanded."""
+        return DenseProduct(expanded(weight, dtype))
+
     def run_experts(self, experts: Experts) -> RunExperts:
-        return GroupedExperts(experts)
+        return GroupedExperts(experts, self.product)
 
 
 def layer_ops(backend: str) -> LayerOps:

@@ -6,14 +6,11 @@ import functools
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from services.worker.models.llama import Attend, LlamaModel
 from services.worker.models.media_input import MediaInput
-from services.worker.models.ops import LayerOps
 from services.worker.models.place import Place
-from services.worker.tensor_parallel import Communicator, Shard
 from shared.checkpoint.target import Target
 from shared.errors import ConfigError
 from shared.model_config import ModelConfig
@@ -40,9 +37,7 @@ _BUILDERS: dict[str, Callable[[ModelConfig, Place], Model]] = {
 }
 
 
-def build_model(
-    config: ModelConfig, shard: Shard, comm: Communicator, ops: LayerOps, *, dtype: torch.dtype, device: torch.device
-) -> Model:
+def build_model(config: ModelConfig, place: Place) -> Model:
     """An unloaded model.
 
     Raises:
@@ -51,7 +46,7 @@ def build_model(
     builder = _BUILDERS.get(config.architecture)
     if builder is None:
         raise ConfigError(f"architecture {config.architecture!r} is not supported: use one of {', '.join(_BUILDERS)}")
-    return builder(config, Place(shard, comm, ops, dtype, device))
+    return builder(config, place)
 
 
 def attention_windows(config: ModelConfig) -> list[int | None]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from services.worker.kernels.expert_mlp import expert_mlp
 from services.worker.kernels.expert_routing import route
 from services.worker.kernels.rms_norm import add_rms_norm, rms_norm
 from services.worker.kernels.silu_and_mul import silu_and_mul
+from services.worker.models.dense_product import DenseProduct
 from services.worker.models.experts import Experts, RunExperts
+from services.worker.models.linear import Product
+from services.worker.models.triton_product import TritonFp8Product, TritonIntProduct, fits_scaled_product
+from services.worker.quantization.weights import Fp8Weight, Weight, expanded
 
 
 class TritonOps:
@@ -23,9 +28,25 @@ class TritonOps:
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return silu_and_mul(gate_up)
 
+    def product(self, weight: Weight, dtype: torch.dtype) -> Product:
+        if isinstance(weight, Tensor):
+            return DenseProduct(weight)
+        if isinstance(weight, Fp8Weight) and fits_scaled_product(weight, dtype):
+            return TritonFp8Product(weight)
+        return TritonIntProduct(weight)
+
     def run_experts(self, experts: Experts) -> RunExperts:
+        """Quantized experts are expanded."""
+        gate_up, down = (
+            stack if isinstance(stack, Tensor) else torch.stack([expanded(w, experts.dtype) for w in stack])
+            for stack in (experts.gate_up, experts.down)
+        )
+        for given, stack in ((experts.gate_up, gate_up), (experts.down, down)):
+            for weight, plain in zip(given, stack, strict=True):
+                experts.sizes.add(weight, plain.nbytes, experts.dtype)
+
         def run(x: Tensor, router_logits: Tensor) -> Tensor:
             weights, chosen = route(router_logits, experts.top_k, renormalize=experts.renormalize)
-            return expert_mlp(x, experts.gate_up, experts.down, weights, chosen)
+            return expert_mlp(x, gate_up, down, weights, chosen)
 
         return run

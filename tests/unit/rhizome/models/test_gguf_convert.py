@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -16,6 +17,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from rhizome.models.gguf_convert import convert
 from shared.errors import ConfigError
 from shared.model_config import load_model_config
+from tests.plain_model import plain_model
 from tests.unit.rhizome.models.tiny_gguf import write_tiny_gguf
 
 
@@ -80,7 +82,7 @@ def test_chat_template_and_special_tokens_equal_transformers(converted: Path, or
         assert getattr(ours, name) == getattr(oracle_tokenizer, name)
 
 
-def test_logits_equal_transformers(converted: Path, gguf: Path) -> None:
+def test_logits_equal_transformers(converted: Path, gguf: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     oracle = AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name), dtype=torch.float32
@@ -88,10 +90,19 @@ def test_logits_equal_transformers(converted: Path, gguf: Path) -> None:
     weights = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=oracle)["tensors"]
     oracle.load_state_dict(weights, strict=False)
     oracle.tie_weights()
-    ours = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(plain_model(converted, tmp_path / "plain"), dtype=torch.float32)
     ids = torch.arange(3, 43)[None]
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(ids).logits, oracle.eval()(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_blocks_are_kept_as_they_are(converted: Path) -> None:
+    config = json.loads((converted / "config.json").read_text())
+    types = config["quantization_config"]["types"]
+    assert (types["model.embed_tokens"], types["model.layers.1.mlp.down_proj"], len(types)) == ("Q8_0", "Q4_1", 15)
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(converted / "model.safetensors").items()}
+    assert shapes["model.layers.0.mlp.down_proj.weight_blocks"] == (64, 96 // 32 * 20)
+    assert shapes["model.norm.weight"] == (64,)
 
 
 def test_the_result_is_what_the_services_read(converted: Path) -> None:

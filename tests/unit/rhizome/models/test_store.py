@@ -42,7 +42,8 @@ def test_a_failed_build_leaves_nothing_that_looks_done(own_home: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         store.build_once("tiny", half, silent)
     assert not store.model_dir("tiny").exists()
-    assert [path.name for path in (own_home / "models").iterdir()] == [".tiny.lock"]
+    assert [path.name for path in (own_home / "models").iterdir()] == ["2"]
+    assert [path.name for path in store.model_dir("tiny").parent.iterdir()] == [".tiny.lock"]
     store.build_once("tiny", fill, silent)
     assert store.is_complete(store.model_dir("tiny"))
 

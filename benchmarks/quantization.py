@@ -1,0 +1,67 @@
+"""Quantized weights on one GPU against bf16: the products of a Llama-3.1-8B layer, and whole engines of that shape.
+
+    python -m benchmarks.quantization [--sections products engines] [--search]
+
+Partial results are printed as they come; one JSON document is last. The whole run stays under four minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Report
+
+SECTIONS = ("products", "engines")
+COMPILE = [sys.executable, "-m", "benchmarks.kernel_sections.compile_sm90"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantization", description=__doc__)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--search", action="store_true", help="also time the tiles that the table was chosen from")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="rows of a decode step, for engines")
+    parser.add_argument("--no-precompile", action="store_true", help="do not fill Triton's cache in parallel first")
+    args = parser.parse_args()
+    report = Report("quantization", args)
+    started_s = time.monotonic()
+    if not args.no_precompile:
+        skip = [] if args.search else ["--skip", "candidate"]
+        done = subprocess.run(
+            [*COMPILE, "--match", "int4", *skip], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        )
+        report.note(f"kernels compiled in {time.monotonic() - started_s:.0f} s, exit {done.returncode}")
+    import torch
+
+    from benchmarks.kernel_sections.timing import measure_ceilings
+
+    ceilings = measure_ceilings()
+    torch.cuda.empty_cache()
+    figures: dict[str, Any] = {
+        "card": {
+            "device": torch.cuda.get_device_name(),
+            "copy_gb_s": round(ceilings.bytes_per_us / 1e3, 1),
+            "matrix_tflops": round(ceilings.flops_per_us / 1e6, 1),
+        }
+    }
+    report.note(f"card: {figures['card']}")
+    if "products" in args.sections:
+        from benchmarks.quantization_sections import products
+
+        figures["products"] = products.measure(report, ceilings, search=args.search)
+    if "engines" in args.sections:
+        from benchmarks.quantization_sections import engines
+
+        with tempfile.TemporaryDirectory(prefix="rhizome-quantization-") as folder:
+            figures["engines"] = engines.measure(report, ceilings, Path(folder), args.batches)
+    figures["wall_s"] = round(time.monotonic() - started_s, 1)
+    report.finish(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The products of one Llama-3.1-8B layer in bf16, INT4 and FP8: checked, then timed beside the bytes they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.kernel_sections.launch_cases import INT_CANDIDATES, LLAMA_8B_PRODUCTS, int_label
+from benchmarks.kernel_sections.timing import Ceilings, graph_us, sets_needed
+from benchmarks.report import Report
+from services.worker.kernels.fp8_rows import fp8_rows
+from services.worker.kernels.int_product import (
+    MOST_TOKENS,
+    IntTiles,
+    arrival_counters,
+    expand,
+    int_config,
+    int_product,
+    make_tiles,
+)
+
+GROUP = 128
+TOKENS = (1, 8, 16, 64, 256, 4096)
+LIMITS = {"int4": 1e-2, "fp8": 5e-2}
+Row = dict[str, Any]
+
+
+def measure(report: Report, ceilings: Ceilings, *, search: bool) -> Row:
+    """
+    Args:
+        search: also time the tiles to choose from.
+    """
+    checks, rows, candidates = [], [], []
+    for name, (width, depth) in LLAMA_8B_PRODUCTS.items():
+        weight = torch.randn(width, depth, device="cuda", dtype=torch.bfloat16) * depth**-0.5
+        int4, fp8 = int4_weight(weight), fp8_weight(weight)
+        checks += [_check(report, name, tokens, int4, fp8) for tokens in (1, 3, 8, 16, 17, 64, 200, 256)]
+        for tokens in TOKENS:
+            rows.append(_time(report, ceilings, name, tokens, weight, int4, fp8))
+            if search and tokens in INT_CANDIDATES:
+                candidates += _search(report, ceilings, name, tokens, int4)
+        del weight, int4, fp8
+        torch.cuda.empty_cache()
+    return {"checks": checks, "products": rows, "layers": _layers(report, rows), "candidates": candidates}
+
+
+def int4_weight(weight: torch.Tensor) -> IntTiles:
+    """Rounded to the nearest of 16 steps between a group's least and greatest value."""
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    low, high = groups.amin(2), groups.amax(2)
+    scales = ((high - low) / 15).clamp_min(1e-8)
+    codes = ((groups - low.unsqueeze(2)) / scales.unsqueeze(2)).round().clamp(0, 15).to(torch.uint8).flatten(1)
+    return make_tiles(4, codes, scales, low)
+
+
+def fp8_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """e4m3 [N, K] and scales [1, N]."""
+    codes, scales = fp8_rows(weight)
+    return codes, scales.T.contiguous()
+
+
+def int4_product(x: torch.Tensor, tiles: IntTiles, arrivals: torch.Tensor) -> torch.Tensor:
+    if len(x) > MOST_TOKENS:
+        return F.linear(x, expand(tiles, x.dtype))
+    return int_product(x, tiles, None, arrivals)
+
+
+def fp8_product(x: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    codes, scales = fp8_rows(x)
+    out: torch.Tensor = torch._scaled_mm(
+        codes, weight[0].T, scale_a=scales, scale_b=weight[1], out_dtype=x.dtype, use_fast_accum=True
+    )
+    return out
+
+
+def _check(
+    report: Report, name: str, tokens: int, int4: IntTiles, fp8: tuple[torch.Tensor, torch.Tensor]
+) -> Row:  # fmt: skip
+    """Against fp64 products of the weights as they are rounded."""
+    x = torch.randn(tokens, int4.codes.shape[1], device="cuda", dtype=torch.bfloat16)
+    arrivals = arrival_counters(x.device)
+    row: Row = {"name": f"{name} T{tokens}"}
+    outs = {"int4": int_product(x, int4, None, arrivals), "fp8": fp8_product(x, fp8)}
+    wants = {"int4": x.double() @ expand(int4, torch.float32).double().T,
+             "fp8": x.double() @ (fp8[0].float() * fp8[1].T).double().T}  # fmt: skip
+    for kind, out in outs.items():
+        row[kind] = float((out.double() - wants[kind]).norm() / wants[kind].norm())
+    again = int_product(x, int4, None, arrivals)
+    row["repeatable"] = torch.equal(again, outs["int4"]) and not arrivals.any()
+    row["ok"] = row["repeatable"] and all(row[kind] <= limit for kind, limit in LIMITS.items())
+    if not row["ok"]:
+        report.note(f"WRONG {row}")
+    return row
+
+
+def _time(
+    report: Report, ceilings: Ceilings, name: str, tokens: int, weight: torch.Tensor, int4: IntTiles,
+    fp8: tuple[torch.Tensor, torch.Tensor],
+) -> Row:  # fmt: skip
+    x = torch.randn(tokens, weight.shape[1], device="cuda", dtype=torch.bfloat16)
+    arrivals = arrival_counters(x.device)
+    flops_us = ceilings.flops_us(2.0 * tokens * weight.numel())
+    int4_bytes, fp8_bytes = int4.codes.nbytes + int4.table.nbytes, fp8[0].nbytes
+    runs: dict[str, tuple[list[Callable[[], Any]], float]] = {
+        "bf16": ([partial(F.linear, x, w) for w in _copies(weight)], weight.nbytes),
+        "int4": ([partial(int4_product, x, t, arrivals) for t in _tiles(int4)], int4_bytes),
+        "fp8": ([partial(fp8_product, x, (w, fp8[1])) for w in _copies(fp8[0])], fp8_bytes),
+    }
+    if tokens <= MOST_TOKENS:  # weights of 8 bits, activations of 16
+        expanding = make_tiles(8, fp8[0], fp8[1].T.contiguous(), None)
+        runs["fp8x16"] = [partial(int_product, x, t, None, arrivals) for t in _tiles(expanding)], fp8_bytes
+    row: Row = {"name": name, "tokens": tokens}
+    for kind, (launches, nbytes) in runs.items():
+        us = graph_us(launches)
+        limit_us = max(ceilings.bytes_us(nbytes), flops_us / (2 if kind == "fp8" else 1))
+        row[kind] = {"us": round(us, 2), "mb": round(nbytes / 1e6, 1), "share": round(limit_us / us, 3)}
+    row["int4_gain"], row["fp8_gain"] = (round(row["bf16"]["us"] / row[kind]["us"], 2) for kind in ("int4", "fp8"))
+    if tokens <= MOST_TOKENS:
+        row["tile"] = int_label(int_config(tokens, int4, torch.cuda.get_device_properties(0).multi_processor_count))
+    report.note(
+        f"{name:8} T{tokens:<5} " + "  ".join(f"{k} {row[k]['us']:8.1f} us {row[k]['share']:6.1%}" for k in runs)
+        + f"  gains {row['int4_gain']:.2f} {row['fp8_gain']:.2f}  {row.get('tile', '')}"
+    )  # fmt: skip
+    return row
+
+
+def _search(report: Report, ceilings: Ceilings, name: str, tokens: int, int4: IntTiles) -> list[Row]:
+    x = torch.randn(tokens, int4.codes.shape[1], device="cuda", dtype=torch.bfloat16)
+    arrivals = arrival_counters(x.device)
+    limit_us = ceilings.bytes_us(int4.codes.nbytes + int4.table.nbytes)
+    found = []
+    for config in INT_CANDIDATES[tokens]:
+        try:
+            us = graph_us([partial(int_product, x, t, None, arrivals, config) for t in _tiles(int4)])
+        except Exception as fault:  # a tile that the compiler or the card refuses is a finding
+            report.note(f"{name} T{tokens} {int_label(config)}: {type(fault).__name__} {str(fault)[:80]}")
+            continue
+        found.append({"name": name, "tokens": tokens, "tile": int_label(config), "us": round(us, 2)})
+    for row in sorted(found, key=lambda row: row["us"]):
+        report.note(f"   {name} T{tokens} {row['tile']:34} {row['us']:8.2f} us {limit_us / row['us']:6.1%} of bytes")
+    return found
+
+
+def _layers(report: Report, rows: list[Row]) -> list[Row]:
+    """All products of a layer together."""
+    layers = []
+    for tokens in TOKENS:
+        mine = [row for row in rows if row["tokens"] == tokens]
+        sums = {kind: sum(row[kind]["us"] for row in mine) for kind in ("bf16", "int4", "fp8")}
+        layers.append(
+            {"tokens": tokens, **{kind: round(us, 1) for kind, us in sums.items()},
+             "int4_gain": round(sums["bf16"] / sums["int4"], 2), "fp8_gain": round(sums["bf16"] / sums["fp8"], 2)}
+        )  # fmt: skip
+    report.table("products of a layer, us", list(layers[0]), [list(layer.values()) for layer in layers])
+    return layers
+
+
+def _copies(weight: torch.Tensor) -> list[torch.Tensor]:
+    return [weight, *(weight.clone() for _ in range(sets_needed(weight.nbytes) - 1))]
+
+
+def _tiles(tiles: IntTiles) -> list[IntTiles]:
+    return [
+        IntTiles(tiles.bits, codes, tiles.table, tiles.factor, tiles.width, tiles.group)
+        for codes in _copies(tiles.codes)
+    ]

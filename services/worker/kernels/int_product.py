@@ -1,0 +1,392 @@
+"""Products with weights of 4 or 8 bits: activations stay as they are, weights are expanded next to the tensor cores.
+
+A weight is `code * scale + offset`, scale and offset being those of its group along the inputs. Codes go into the
+matrix unit as they are, as small whole numbers; a group's scale multiplies what came out, and its offset multiplies the
+sum of the group's inputs. Weights are the left operand, so that few tokens waste little of a tile. Programs that share
+a tile of the output split its inputs; the last one to finish adds up what all have written, always in the same order.
+Called by `models/quantized.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from services.worker.kernels.device import INTERPRETED, sm_count
+
+MOST_TOKENS = 256
+"""Above, expanding the weight once costs less than expanding it for every tile of tokens."""
+_MOST_SPLITS, _LEAST_STEPS = 16, 4
+_WARPS_PER_SM = 12
+_TABLE = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4), (64, 64, 64, 4, 3), (1 << 30, 128, 64, 8, 3)]
+"""Most tokens, then block_m, block_p, warps and stages. Tiles of 64 rows go to Hopper's own matrix instructions, for
+which the compiler first brings codes into another order: that pays from about 64 tokens on."""
+_SUM_TOKENS = 16
+"""Above, a launch of its own adds up the inputs; below, the tensor cores do it beside the product."""
+_EXPAND_BLOCK = 64, 64
+
+
+@dataclass(frozen=True, slots=True)
+class IntTiles:
+    """A weight of N outputs and K inputs in the kernels' layout. Made once, after loading."""
+
+    bits: int
+    codes: torch.Tensor
+    """4 bits: uint8 [N / 2, K], the even feature in the low half of a byte and the odd one after it in the high half; 8
+    bits: int8 [N, K]."""
+    table: torch.Tensor
+    """4 bits: int32 [groups, 2, N / 2], even features first, scale and offset as float16 in the low and high half; 8
+    bits: float32 [groups, N] scales."""
+    factor: float
+    """What scales and offsets in the table are to be multiplied by: a power of two, so that 16 bits are enough."""
+    width: int
+    group: int
+    """Inputs that share a scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntConfig:
+    """Tile of a product."""
+
+    block_m: int
+    """Tokens."""
+    block_p: int
+    """Rows of `codes`."""
+    block_k: int
+    num_warps: int
+    num_stages: int
+    splits: int
+
+
+def make_tiles(bits: int, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None) -> IntTiles:
+    """Lay a weight out for the kernels.
+
+    Args:
+        codes: [N, K] uint8 in 0..15, N even; or int8.
+        scales: [N, groups] float32.
+        offsets: of the same shape, for 4 bits.
+    """
+    width, depth = codes.shape
+    group = depth // scales.shape[1]
+    if bits == 8:
+        return IntTiles(8, codes.contiguous(), scales.T.contiguous(), 1.0, width, group)
+    assert offsets is not None
+    largest = torch.maximum(scales.abs().max(), offsets.abs().max()).clamp_min(torch.finfo(torch.float32).tiny)
+    factor = 2.0 ** math.floor(math.log2(float(largest)))
+    pairs = torch.stack((scales, offsets), dim=2).div_(factor).half()  # [N, groups, 2]
+    words = pairs.contiguous().view(torch.int32).squeeze(2)
+    table = torch.stack((words[0::2].T, words[1::2].T), dim=1).contiguous()
+    return IntTiles(4, codes[0::2] | codes[1::2] << 4, table, factor, width, group)
+
+
+def int_config(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
+    """The choice for a Hopper card."""
+    rows, depth = tiles.codes.shape
+    block_k = _block_k(tiles.group, depth)
+    block_m, block_p, num_warps, num_stages = next(tile for most, *tile in _TABLE if tokens <= most)
+    programs = triton.cdiv(rows, block_p) * triton.cdiv(tokens, block_m)
+    steps, wanted = triton.cdiv(depth, block_k), sms * _WARPS_PER_SM // num_warps
+    splits = 1
+    while splits < _MOST_SPLITS and programs * splits < wanted and steps >= 2 * _LEAST_STEPS * splits:
+        splits *= 2
+    return IntConfig(block_m, block_p, block_k, num_warps, num_stages, splits)
+
+
+def _block_k(group: int, depth: int) -> int:
+    """Inputs of one step, all of one group."""
+    if group == depth:
+        return min(128, max(16, triton.next_power_of_2(depth)))
+    return min(128, group & -group)
+
+
+@triton.jit
+def _nibbles(
+    tile: tl.tensor, dtype: tl.constexpr, BASE: tl.constexpr, ASM: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Low and high halves of bytes plus BASE, a power of two whose bits they can be written into; and ones.
+
+    The ones come from here because the compiler then lays them out as it does the codes, and reads the inputs once.
+    """
+    if ASM:
+        if dtype == tl.bfloat16:
+            low, high, ones = tl.inline_asm_elementwise(
+                """
+                {
+                .reg .b32 low, high;
+                and.b32 low, $6, 0x0F0F0F0F;
+                shr.b32 high, $6, 4;
+                and.b32 high, high, 0x0F0F0F0F;
+                prmt.b32 $0, low, 0x43434343, 0x4140;
+                prmt.b32 $1, low, 0x43434343, 0x4342;
+                prmt.b32 $2, high, 0x43434343, 0x4140;
+                prmt.b32 $3, high, 0x43434343, 0x4342;
+                mov.b32 $4, 0x3F803F80;
+                mov.b32 $5, 0x3F803F80;
+                }
+                """,
+                "=r,=r,=r,=r,=r,=r,r", [tile], dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
+            )  # fmt: skip
+        else:
+            low, high, ones = tl.inline_asm_elementwise(
+                """
+                {
+                .reg .b32 low, high;
+                and.b32 low, $6, 0x0F0F0F0F;
+                shr.b32 high, $6, 4;
+                and.b32 high, high, 0x0F0F0F0F;
+                prmt.b32 $0, low, 0x64646464, 0x4140;
+                prmt.b32 $1, low, 0x64646464, 0x4342;
+                prmt.b32 $2, high, 0x64646464, 0x4140;
+                prmt.b32 $3, high, 0x64646464, 0x4342;
+                mov.b32 $4, 0x3C003C00;
+                mov.b32 $5, 0x3C003C00;
+                }
+                """,
+                "=r,=r,=r,=r,=r,=r,r", [tile], dtype=(tl.float16, tl.float16, tl.float16), is_pure=True, pack=4,
+            )  # fmt: skip
+    else:
+        low = ((tile & 15).to(tl.float32) + BASE).to(dtype)
+        high = ((tile >> 4).to(tl.float32) + BASE).to(dtype)
+        ones = tl.full(tile.shape, 1.0, dtype)
+    return low, high, ones
+
+
+@triton.jit
+def _halves(word: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Scale and offset in a word of the table, as float32."""
+    low = (word & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
+    high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    return low.to(tl.float32), high.to(tl.float32)
+
+
+@triton.jit
+def _step_sums_kernel(
+    x: tl.tensor, sums: tl.tensor, x_stride: tl.int64, DEPTH: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr
+) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    step, depth = tl.arange(0, STEPS), tl.arange(0, BLOCK_K)
+    at = step[:, None] * BLOCK_K + depth[None, :]
+    value = tl.load(x + token * x_stride + at, mask=at < DEPTH, other=0.0).to(tl.float32)
+    out = sums + step.to(tl.int64) * tl.num_programs(0) + token
+    tl.store(out, tl.sum(value, axis=1), mask=step * BLOCK_K < DEPTH)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "factor"])
+def _int_product_kernel(
+    x: tl.tensor,
+    codes: tl.tensor,
+    table: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    partial: tl.tensor,
+    arrivals: tl.tensor,
+    sums: tl.tensor,
+    num_tokens: tl.int32,
+    factor: tl.float32,
+    x_stride: tl.int64,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    BASE: tl.constexpr,
+    ASM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SUMMED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    read_row = row % ROWS  # loads without a mask; the stores have one
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    real = token < num_tokens
+    depth = tl.arange(0, BLOCK_K)
+    STEPS: tl.constexpr = (DEPTH + BLOCK_K - 1) // BLOCK_K
+    SHARE: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
+    first = tl.program_id(2) * SHARE
+    codes_at = codes + read_row.to(tl.int64)[:, None] * DEPTH + depth[None, :]
+    x_at = x + token.to(tl.int64)[None, :] * x_stride + depth[:, None]
+    acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+    acc_odd = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+    zero = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+    if BITS == 4:
+        LAST_GROUP: tl.constexpr = DEPTH // GROUP - 1
+        words_at = table + read_row
+        first_at = words_at + tl.minimum(first * BLOCK_K // GROUP, LAST_GROUP) * 2 * ROWS
+        words = tl.load(first_at)  # one step ahead of its use
+        words_odd = tl.load(first_at + ROWS)
+        if SUMMED:
+            first_step = tl.minimum(first, STEPS - 1)
+            step_sums = tl.load(sums + first_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
+    for step in range(first, tl.minimum(first + SHARE, STEPS)):
+        start = step * BLOCK_K
+        if DEPTH % BLOCK_K == 0:
+            inputs = tl.load(x_at + start, mask=real[None, :], other=0.0)
+            tile = tl.load(codes_at + start, eviction_policy="evict_first")
+        else:
+            left = depth < DEPTH - start
+            inputs = tl.load(x_at + start, mask=real[None, :] & left[:, None], other=0.0)
+            tile = tl.load(codes_at + start, mask=left[None, :], other=0.0)
+        if BITS == 8:
+            scale = tl.load(table + (start // GROUP) * ROWS + read_row).to(tl.float32)
+            acc += scale[:, None] * tl.dot(tile.to(inputs.dtype), inputs, zero, input_precision=PRECISION)
+        else:
+            scale, offset = _halves(words)
+            scale_odd, offset_odd = _halves(words_odd)
+            next_at = words_at + tl.minimum((start + BLOCK_K) // GROUP, LAST_GROUP) * 2 * ROWS
+            words = tl.load(next_at)
+            words_odd = tl.load(next_at + ROWS)
+            low, high, ones = _nibbles(tile, inputs.dtype, BASE, ASM)
+            acc += scale[:, None] * tl.dot(low, inputs, zero, input_precision=PRECISION)
+            acc_odd += scale_odd[:, None] * tl.dot(high, inputs, zero, input_precision=PRECISION)
+            if SUMMED:
+                total = step_sums[None, :]
+                next_step = tl.minimum(step + 1, STEPS - 1)
+                step_sums = tl.load(sums + next_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
+            else:
+                # The tensor cores add up the inputs too: with rows of ones the sums come out where the others do.
+                total = tl.dot(ones, inputs, zero, input_precision=PRECISION)
+            acc += (offset - BASE * scale)[:, None] * total
+            acc_odd += (offset_odd - BASE * scale_odd)[:, None] * total
+    acc *= factor
+    acc_odd *= factor
+    inside = (row < ROWS)[:, None] & real[None, :]
+    FEATURES: tl.constexpr = 1 if BITS == 8 else 2
+    at = token.to(tl.int64)[None, :] * (ROWS * FEATURES) + row[:, None] * FEATURES
+    if SPLITS > 1:
+        size = num_tokens.to(tl.int64) * ROWS * FEATURES
+        mine = partial + tl.program_id(2) * size
+        tl.store(mine + at, acc, mask=inside)
+        if BITS == 4:
+            tl.store(mine + at + 1, acc_odd, mask=inside)
+        tl.debug_barrier()  # every thread's stores before the one thread that tells of them
+        arrival = arrivals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        if tl.atomic_add(arrival, 1, sem="acq_rel") != SPLITS - 1:
+            return
+        tl.debug_barrier()
+        tl.store(arrival, 0)  # for the next launch
+        acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+        acc_odd = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+        for split in range(SPLITS):
+            acc += tl.load(partial + split * size + at, mask=inside, other=0.0, cache_modifier=".cg")
+            if BITS == 4:
+                acc_odd += tl.load(partial + split * size + at + 1, mask=inside, other=0.0, cache_modifier=".cg")
+    if HAS_BIAS:
+        acc += tl.load(bias + read_row * FEATURES).to(tl.float32)[:, None]
+        if BITS == 4:
+            acc_odd += tl.load(bias + read_row * FEATURES + 1).to(tl.float32)[:, None]
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside)
+    if BITS == 4:
+        tl.store(out + at + 1, acc_odd.to(out.dtype.element_ty), mask=inside)
+
+
+def int_product(
+    x: torch.Tensor,
+    tiles: IntTiles,
+    bias: torch.Tensor | None,
+    arrivals: torch.Tensor,
+    config: IntConfig | None = None,
+) -> torch.Tensor:
+    """x W^T + b.
+
+    Args:
+        x: [T, K], last dimension contiguous, of 16 or 32 bits.
+        bias: [N]
+        arrivals: `arrival_counters` of the device, zeros before and after; products that share it run one by one.
+        config: chosen by shape when None.
+
+    Returns:
+        [T, N] in the dtype of `x`.
+    """
+    tokens, (rows, depth) = x.shape[0], tiles.codes.shape
+    assert x.shape[1] == depth
+    assert x.stride(1) == 1
+    out = torch.empty((tokens, tiles.width), dtype=x.dtype, device=x.device)
+    if tokens == 0:
+        return out
+    config = config or int_config(tokens, tiles, sm_count(x.device))
+    grid = (triton.cdiv(rows, config.block_p), triton.cdiv(tokens, config.block_m), config.splits)
+    assert grid[0] * grid[1] <= arrivals.numel()
+    partial = out
+    if config.splits > 1:
+        partial = torch.empty((config.splits, tokens, tiles.width), dtype=torch.float32, device=x.device)
+    summed = tiles.bits == 4 and tokens > _SUM_TOKENS
+    sums = _step_sums(x, config.block_k) if summed else partial
+    _int_product_kernel[grid](
+        x, tiles.codes, tiles.table, out if bias is None else bias, out, partial, arrivals, sums, tokens, tiles.factor,
+        x.stride(0),
+        ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
+        BASE=128 if x.dtype == torch.bfloat16 else 1024 if x.dtype == torch.float16 else 0,
+        ASM=not INTERPRETED and x.dtype != torch.float32, HAS_BIAS=bias is not None, SUMMED=summed,
+        SPLITS=config.splits,
+        BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return out
+
+
+def _step_sums(x: torch.Tensor, block_k: int) -> torch.Tensor:
+    """Sums of `block_k` neighbouring inputs [K / block_k, T] float32."""
+    tokens, depth = x.shape
+    steps = triton.cdiv(depth, block_k)
+    sums = torch.empty((steps, tokens), dtype=torch.float32, device=x.device)
+    _step_sums_kernel[(tokens,)](
+        x, sums, x.stride(0), DEPTH=depth, BLOCK_K=block_k, STEPS=triton.next_power_of_2(steps), num_warps=8
+    )
+    return sums
+
+
+def arrival_counters(device: torch.device) -> torch.Tensor:
+    """What the programs of one output tile meet at; enough for any product that splits its inputs."""
+    return torch.zeros(1 << 16, dtype=torch.int32, device=device)
+
+
+@triton.jit(do_not_specialize=["factor"])
+def _expand_kernel(
+    codes: tl.tensor,
+    table: tl.tensor,
+    out: tl.tensor,
+    factor: tl.float32,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    depth = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    inside = (row < ROWS)[:, None] & (depth < DEPTH)[None, :]
+    tile = tl.load(codes + row.to(tl.int64)[:, None] * DEPTH + depth[None, :], mask=inside)
+    group = (depth // GROUP)[None, :]
+    dtype = out.dtype.element_ty
+    if BITS == 8:
+        scale = tl.load(table + group * ROWS + row[:, None], mask=inside, other=0.0).to(tl.float32)
+        out_at = out + row.to(tl.int64)[:, None] * DEPTH + depth[None, :]
+        tl.store(out_at, (tile.to(tl.float32) * scale).to(dtype), mask=inside)
+    else:
+        words_at = table + group * 2 * ROWS + row[:, None]
+        scale, offset = _halves(tl.load(words_at, mask=inside, other=0))
+        out_at = out + 2 * row.to(tl.int64)[:, None] * DEPTH + depth[None, :]
+        tl.store(out_at, (((tile & 15).to(tl.float32) * scale + offset) * factor).to(dtype), mask=inside)
+        scale, offset = _halves(tl.load(words_at + ROWS, mask=inside, other=0))
+        tl.store(out_at + DEPTH, (((tile >> 4).to(tl.float32) * scale + offset) * factor).to(dtype), mask=inside)
+
+
+def expand(tiles: IntTiles, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [N, K] in `dtype`."""
+    rows, depth = tiles.codes.shape
+    out = torch.empty((tiles.width, depth), dtype=dtype, device=tiles.codes.device)
+    block_p, block_k = _EXPAND_BLOCK
+    _expand_kernel[(triton.cdiv(rows, block_p), triton.cdiv(depth, block_k))](
+        tiles.codes, tiles.table, out, tiles.factor, ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
+        BLOCK_P=block_p, BLOCK_K=block_k, num_warps=4,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,78 @@
+"""Products with quantized weights as GPU kernels. Imported only where Triton is there.
+
+Nothing waits for the device, and what is launched depends on shapes alone: a CUDA graph may hold it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.worker.kernels.fp8_rows import fp8_rows
+from services.worker.kernels.int_product import MOST_TOKENS, IntTiles, arrival_counters, expand, int_product, make_tiles
+from services.worker.quantization.weights import Fp8Weight, IntWeight
+
+_counters = functools.cache(arrival_counters)
+"""One per device: an engine's products follow each other on one stream."""
+SCALED_UNIT = 16
+"""Of both sides of a matrix of 8-bit floats that torch multiplies."""
+
+
+class TritonIntProduct:
+    """Weights are expanded beside the tensor cores; for many tokens once, for a plain product."""
+
+    def __init__(self, weight: IntWeight | Fp8Weight) -> None:
+        self._width = weight.shape[0]
+        self._tiles = _tiles(weight)
+        self._order = weight.order if isinstance(weight, IntWeight) else None
+        self.nbytes = self._tiles.codes.nbytes + self._tiles.table.nbytes
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self._order is not None:
+            x = x.index_select(1, self._order)
+        if len(x) > MOST_TOKENS:
+            return F.linear(x, expand(self._tiles, x.dtype)[: self._width], bias)
+        if bias is not None and self._width < self._tiles.width:
+            bias = F.pad(bias, (0, 1))
+        return int_product(x, self._tiles, bias, _counters(x.device))[:, : self._width]
+
+
+class TritonFp8Product:
+    """Both matrices of 8-bit floats, a scale for each token and each output."""
+
+    def __init__(self, weight: Fp8Weight) -> None:
+        self._codes, self._scales = weight.codes, weight.scales.T.contiguous()
+        self.nbytes = self._codes.nbytes + self._scales.nbytes
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        codes, scales = fp8_rows(x)
+        out: Tensor = torch._scaled_mm(
+            codes, self._codes.T, scales, self._scales, out_dtype=x.dtype, use_fast_accum=True
+        )
+        return out if bias is None else out.add_(bias)
+
+
+def fits_scaled_product(weight: Fp8Weight, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies this weight: one scale an output, bf16 results, whole units, and a card that can."""
+    return (
+        weight.codes.is_cuda
+        and torch.cuda.get_device_capability(weight.codes.device) >= (8, 9)
+        and weight.scales.shape[1] == 1
+        and dtype == torch.bfloat16
+        and not any(side % SCALED_UNIT for side in weight.shape)
+    )
+
+
+def _tiles(weight: IntWeight | Fp8Weight) -> IntTiles:
+    if isinstance(weight, Fp8Weight):
+        return make_tiles(8, weight.codes, weight.scales, None)
+    if weight.bits == 8:
+        return make_tiles(8, weight.codes, weight.scales, None)
+    codes, scales, offsets = weight.codes, weight.scales, weight.offsets
+    assert offsets is not None
+    if len(codes) % 2:  # two features to a byte
+        codes, scales, offsets = (F.pad(t, (0, 0, 0, 1)) for t in (codes, scales, offsets))
+    return make_tiles(4, codes, scales, offsets)

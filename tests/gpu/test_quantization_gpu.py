@@ -1,0 +1,123 @@
+"""Quantized weights on a CUDA device: products against fp64, inside CUDA graphs and many times over; whole engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.worker.driver import Driver, make_engine
+from tests.unit.worker.kernels.closeness import assert_close
+from tests.unit.worker.quantization.checkpoints import plain_checkpoint, quantized_checkpoint
+from tests.unit.worker.test_models import every_logprob, prompt
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SHAPES = [(4096, 4096, 128), (1536, 512, 32), (576, 1536, 64), (6144, 4096, 4096)]
+"""Outputs, inputs, group."""
+
+
+def random_tiles(width: int, depth: int, group: int, bits: int = 4):  # type: ignore[no-untyped-def]
+    from services.worker.kernels.int_product import make_tiles
+
+    kind, low, high = (torch.uint8, 0, 16) if bits == 4 else (torch.int8, -128, 128)
+    codes = torch.randint(low, high, (width, depth), device="cuda").to(kind)
+    scales = (torch.rand(width, depth // group, device="cuda") + 0.1) * depth**-0.5 / high
+    offsets = -torch.randint(0, 16, scales.shape, device="cuda") * scales if bits == 4 else None
+    return make_tiles(bits, codes, scales, offsets)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("width", "depth", "group"), SHAPES)
+def test_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
+    width: int, depth: int, group: int, dtype: torch.dtype, bits: int
+) -> None:
+    from services.worker.kernels.int_product import arrival_counters, expand, int_product
+
+    tiles = random_tiles(width, depth, group, bits)
+    weight, counters = expand(tiles, torch.float32).double(), arrival_counters(torch.device("cuda"))
+    bias = torch.randn(width, device="cuda", dtype=dtype)
+    for tokens in (1, 2, 8, 9, 16, 31, 64, 65, 256):
+        x = torch.randn(tokens, depth, device="cuda", dtype=dtype)
+        assert_close(int_product(x, tiles, bias, counters), x.double() @ weight.T + bias.double())
+    assert not counters.any()
+
+
+def test_a_captured_product_follows_its_inputs_and_repeats_itself() -> None:
+    """Programs that share a tile meet at counters: they must be zero again after every replay."""
+    from services.worker.kernels.int_product import arrival_counters, expand, int_product
+
+    tiles = random_tiles(4096, 4096, 128)
+    weight, counters = expand(tiles, torch.float32).double(), arrival_counters(torch.device("cuda"))
+    x = torch.randn(4, 4096, device="cuda", dtype=torch.bfloat16)
+    int_product(x, tiles, None, counters)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = int_product(x, tiles, None, counters)
+    for _ in range(50):
+        x.normal_()
+        graph.replay()
+        first = out.clone()
+        assert_close(first, x.double() @ weight.T)
+        graph.replay()
+        assert torch.equal(out, first)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16, 100])
+def test_activations_become_8_bit_floats_as_torch_rounds_them(tokens: int) -> None:
+    from services.worker.kernels.fp8_rows import FP8, MOST, fp8_rows
+
+    x = torch.randn(tokens, 5000, device="cuda", dtype=torch.bfloat16) * 30
+    codes, scales = fp8_rows(x)
+    torch.testing.assert_close(scales, x.float().abs().amax(1, keepdim=True) / MOST)
+    want = (x.float() / scales).clamp(-MOST, MOST).to(FP8)
+    assert (codes.view(torch.uint8) != want.view(torch.uint8)).float().mean() < 1e-3  # the division's last place
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16, 100])
+def test_a_product_of_8_bit_floats_is_within_their_precision(tokens: int) -> None:
+    from benchmarks.quantization_sections.products import fp8_product, fp8_weight
+
+    weight = torch.randn(1536, 512, device="cuda", dtype=torch.bfloat16) * 512**-0.5
+    x = torch.randn(tokens, 512, device="cuda", dtype=torch.bfloat16)
+    assert_close(fp8_product(x, fp8_weight(weight)), x.double() @ weight.double().T, 6e-2)
+
+
+@pytest.mark.parametrize("case", ["awq 32", "gptq act-order 32", "gguf Q4_1", "gptq int8", "fp8 block",
+                                  "compressed-tensors fp8 channel"])  # fmt: skip
+@pytest.mark.parametrize("model", ["llama", "mixtral"])
+def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, case: str) -> None:
+    """In fp16, which rounds weights finely enough to see a wrong one; with 8-bit activations in bf16 more coarsely."""
+    plain = plain_checkpoint(model, tmp_path / "plain")
+    quantized_checkpoint(plain, case, tmp_path / "quantized", tmp_path / "meant")
+    ids = prompt(60)
+    flags = {"device": "cuda", "dtype": "float16", "attention_backend": "triton"}
+    ours = every_logprob(Driver(make_engine(tmp_path / "quantized", **flags)), ids, chunk=23)
+    wanted = every_logprob(Driver(make_engine(tmp_path / "meant", **flags)), ids, chunk=23)
+    assert np.abs(ours - wanted).max() < 0.05
+
+
+def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Path) -> None:
+    plain = plain_checkpoint("llama", tmp_path / "plain")
+    ids = prompt(60)
+    flags = {"device": "cuda", "dtype": "bfloat16", "attention_backend": "triton"}
+    rounded = every_logprob(Driver(make_engine(plain, quantization="fp8", **flags)), ids, chunk=23)
+    exact = every_logprob(Driver(make_engine(plain, **flags)), ids, chunk=23)
+    assert 1e-4 < np.abs(rounded - exact).mean() < 0.1
+
+
+@pytest.mark.parametrize("case", ["awq 32", "gptq act-order 32", "compressed-tensors fp8 channel"])
+def test_captured_decode_steps_repeat_what_the_prompt_gave(tmp_path: Path, case: str) -> None:
+    """Greedy tokens by decode steps, from CUDA graphs, are those without graphs."""
+    plain = plain_checkpoint("llama", tmp_path / "plain")
+    quantized_checkpoint(plain, case, tmp_path / "quantized", tmp_path / "meant")
+    prompts = [prompt(n, seed=n) for n in (5, 61, 17)]
+    flags = {"device": "cuda", "dtype": "float16", "attention_backend": "triton"}
+    graphs, launches = (
+        Driver(make_engine(tmp_path / "quantized", disable_cuda_graph=off, **flags)).generate(prompts, 8)
+        for off in (False, True)
+    )
+    assert graphs == launches

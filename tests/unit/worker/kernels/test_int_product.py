@@ -1,0 +1,97 @@
+"""Products with 4 and 8 bit weights, and activations of 8 bits, against fp64."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from services.worker.kernels.fp8_rows import FP8, fp8_rows
+from services.worker.kernels.int_product import (
+    IntConfig,
+    IntTiles,
+    arrival_counters,
+    expand,
+    int_config,
+    int_product,
+    make_tiles,
+)
+from tests.unit.worker.kernels.closeness import MATMUL_DTYPES, assert_close
+
+SMALL = IntConfig(block_m=16, block_p=16, block_k=16, num_warps=4, num_stages=2, splits=1)
+
+
+def random_weight(bits: int, width: int, depth: int, group: int, device: torch.device) -> tuple[IntTiles, torch.Tensor]:
+    """Tiles, and the weight that they are, in fp64."""
+    groups = depth // group
+    low, high, kind = (0, 16, torch.uint8) if bits == 4 else (-128, 128, torch.int8)
+    codes = torch.randint(low, high, (width, depth), device=device).to(kind)
+    scales = (torch.rand(width, groups, device=device) + 0.1) * depth**-0.5 / high
+    scales = scales.half().float()
+    offsets = (-8 * scales).half().float() if bits == 4 else None
+    weight = codes.double() * scales.double().repeat_interleave(group, 1)
+    if offsets is not None:
+        weight += offsets.double().repeat_interleave(group, 1)
+    return make_tiles(bits, codes, scales, offsets), weight
+
+
+@pytest.mark.parametrize("dtype", MATMUL_DTYPES)
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize(
+    ("bits", "tokens", "width", "depth", "group"),
+    [
+        (4, 1, 6, 64, 32),
+        (4, 3, 38, 96, 48),
+        (4, 19, 34, 128, 64),
+        (4, 2, 10, 40, 40),
+        (8, 3, 21, 64, 32),
+        (8, 2, 9, 40, 40),
+    ],
+)
+def test_a_product_is_that_of_the_weight_it_stands_for(
+    bits: int, tokens: int, width: int, depth: int, group: int, splits: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    tiles, weight = random_weight(bits, width, depth, group, device)
+    x, bias = (torch.randn(shape, device=device).to(dtype) for shape in ((tokens, depth), (width,)))
+    counters = arrival_counters(device)
+    for some_bias in (bias, None):
+        out = int_product(x, tiles, some_bias, counters, dataclasses.replace(SMALL, splits=splits))
+        want = x.double() @ weight.T + (0 if some_bias is None else bias.double())
+        assert_close(out, want)
+        assert not counters.any()
+
+
+def test_the_table_gives_steps_within_a_group(device: torch.device) -> None:
+    for group, depth in ((32, 96), (48, 96), (64, 128), (128, 256), (4096, 4096), (40, 40)):
+        tiles = IntTiles(4, torch.empty(8, depth), torch.empty(0), 1.0, 16, group)
+        for tokens in (1, 16, 17, 64, 256):
+            config = int_config(tokens, tiles, 132)
+            assert group == depth or group % config.block_k == 0
+            assert config.block_m >= min(tokens, 128)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_expanded_weight_is_exact_before_rounding(bits: int, device: torch.device) -> None:
+    tiles, weight = random_weight(bits, 70, 96, 32, device)
+    assert_close(expand(tiles, torch.float32), weight)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e9])
+def test_scales_that_16_bits_cannot_hold_are_kept_beside_a_factor(size: float, device: torch.device) -> None:
+    codes = torch.randint(0, 16, (4, 32), device=device, dtype=torch.uint8)
+    scales = torch.rand(4, 1, device=device) * size
+    weight = codes.double() * scales.double() - 8 * scales.double()
+    out = expand(make_tiles(4, codes, scales, -8 * scales), torch.float32)
+    assert_close(out / size, weight / size, 2e-3)
+
+
+def test_a_token_becomes_8_bit_floats_by_its_largest_value(device: torch.device) -> None:
+    """Values of 8 bits times a power of two, so that no rounding hides a wrong scale."""
+    values = (torch.randn(4, 130, device=device) * 50).to(FP8).float()
+    values[:, 7] = 448.0
+    factors = torch.tensor([[2.0**-20], [1.0], [32.0], [0.0]], device=device)
+    codes, scales = fp8_rows(values * factors)
+    assert torch.equal(scales[:3], factors[:3])
+    assert torch.equal(codes[:3].float(), values[:3])
+    assert not codes[3].float().any()

@@ -1,0 +1,52 @@
+"""Quantized weights as GPU kernels compute with them, few tokens and many, against the weights that they mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from services.worker.models import triton_product
+from services.worker.models.triton_ops import TritonOps
+from services.worker.quantization.weights import FP8, Fp8Weight, IntWeight, Weight, fp8_of
+from tests.unit.worker.kernels.closeness import assert_close
+
+
+def int_weight(bits: int, width: int, depth: int, group: int, order: torch.Tensor | None = None) -> IntWeight:
+    kind, low, high = (torch.uint8, 0, 16) if bits == 4 else (torch.int8, -128, 128)
+    scales = ((torch.rand(width, depth // group) + 0.1) / high).half().float()
+    offsets = (-8 * scales).half().float() if bits == 4 else None
+    return IntWeight(bits, torch.randint(low, high, (width, depth)).to(kind), scales, offsets, order)
+
+
+WEIGHTS: dict[str, Any] = {
+    "int4": lambda: int_weight(4, 34, 96, 32),
+    "int4, an odd number of outputs": lambda: int_weight(4, 33, 64, 32),
+    "int4 in another order": lambda: int_weight(4, 16, 64, 16, torch.randperm(64)),
+    "int8": lambda: int_weight(8, 17, 96, 32),
+    "fp8 by output": lambda: fp8_of(torch.randn(20, 64)),
+    "fp8 by group": lambda: Fp8Weight(torch.randn(20, 64).to(FP8), torch.rand(20, 2) + 0.1),
+    "fp8 of few inputs": lambda: fp8_of(torch.randn(20, 40)),
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 21])
+@pytest.mark.parametrize("make", WEIGHTS.values(), ids=WEIGHTS)
+def test_products_are_those_of_the_weights_that_are_meant(
+    make: Any, tokens: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_product, "MOST_TOKENS", 16)
+    weight: Weight = make()
+    want = weight.expand().double()
+    x, bias = torch.randn(tokens, want.shape[1]), torch.randn(want.shape[0])
+    product = TritonOps().product(_on(weight, device), torch.float32)
+    for some in (bias, None):
+        out = product(x.to(device), None if some is None else some.to(device))
+        assert_close(out, x.double() @ want.T + (0 if some is None else some.double()), 5e-4)
+    assert product.nbytes < want.numel() * 4
+
+
+def _on(weight: Any, device: torch.device) -> Any:
+    fields = {name: getattr(weight, name) for name in weight.__dataclass_fields__}
+    return type(weight)(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in fields.items()})

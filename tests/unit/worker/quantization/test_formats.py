@@ -1,0 +1,195 @@
+"""Every format is read as the weights that its definition says, whole and a rank's share of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.worker.quantization.scheme import choose_scheme, quantization_config
+from services.worker.quantization.stored import Part, Scheme
+from services.worker.quantization.weights import Weight, beside, expanded
+from shared.errors import ConfigError
+from tests.unit.worker.quantization.writers import CASES, Case, Tensors, gptq
+
+WIDTH, DEPTH = 64, 256
+NAME = "layers.0.mlp.up_proj"
+CPU = torch.device("cpu")
+
+
+def scheme_of(config: dict[str, Any]) -> Scheme:
+    config = dict(config)
+    if isinstance(config.get("types"), str):
+        config["types"] = {NAME: config["types"]}
+    scheme = choose_scheme(config, "auto", torch.float32)
+    assert scheme is not None
+    return scheme
+
+
+def read(config: dict[str, Any], tensors: Tensors, rows: slice, columns: slice) -> Weight:
+    """As the loader does it: of every tensor the part that the target takes, if it has the shape that it wants."""
+    shapes = {f"{NAME}.{name}": tuple(tensor.shape) for name, tensor in tensors.items()}
+    part = Part(NAME, rows, WIDTH, columns, DEPTH)
+    stored = scheme_of(config).stored(part, shapes, CPU)
+    assert stored is not None
+    assert stored.targets.keys() == tensors.keys()
+    for name, target in stored.targets.items():
+        assert target.shape == tuple(tensors[name].shape), name
+        target.into.copy_(tensors[name][target.take])
+    return stored.read()
+
+
+def random_weight(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, (WIDTH, DEPTH))
+
+
+def assert_is(weight: Weight, want: np.ndarray) -> None:
+    got = expanded(weight, torch.float32).double().numpy()
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_whole_weight_is_what_the_format_says(case: Case) -> None:
+    tensors, want = case.write(random_weight())
+    assert_is(read(case.config, tensors, slice(0, WIDTH), slice(0, DEPTH)), want)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 21), slice(21, 64), slice(9, 10)])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_rank_has_any_of_the_outputs(case: Case, rows: slice) -> None:
+    tensors, want = case.write(random_weight())
+    assert_is(read(case.config, tensors, rows, slice(0, DEPTH)), want[rows])
+
+
+@pytest.mark.parametrize("columns", [slice(0, 128), slice(128, 256), slice(64, 96), slice(0, 160), slice(16, 48)])
+@pytest.mark.parametrize("name", [name for name in CASES if "act-order" not in name])
+def test_a_rank_has_some_of_the_inputs_even_where_a_group_is_cut(name: str, columns: slice) -> None:
+    tensors, want = CASES[name].write(random_weight())
+    assert_is(read(CASES[name].config, tensors, slice(8, 40), columns), want[8:40, columns])
+
+
+def test_ranks_cannot_share_the_inputs_of_a_product_in_another_order() -> None:
+    case = CASES["gptq act-order 64"]
+    tensors, _ = case.write(random_weight())
+    with pytest.raises(ConfigError, match=r"up_proj: GPTQ .*desc_act.* --tp-size 1"):
+        read(case.config, tensors, slice(0, WIDTH), slice(0, 128))
+
+
+def test_a_cut_that_leaves_too_little_of_a_group_is_refused() -> None:
+    tensors, _ = CASES["awq 64"].write(random_weight())
+    with pytest.raises(ConfigError, match=r"up_proj: inputs 0 to 72 .* pieces of 8, .*--tp-size"):
+        read(CASES["awq 64"].config, tensors, slice(0, WIDTH), slice(0, 72))
+
+
+def test_groups_of_unequal_size_are_refused() -> None:
+    case = CASES["gptq act-order 64"]
+    tensors, _ = case.write(random_weight())
+    tensors["g_idx"][:3] = 1
+    with pytest.raises(ConfigError, match="up_proj: g_idx puts"):
+        read(case.config, tensors, slice(0, WIDTH), slice(0, DEPTH))
+
+
+def test_eight_bits_with_zero_points_are_refused() -> None:
+    tensors, _ = gptq(random_weight(), 64, bits=8, symmetric=False)
+    with pytest.raises(ConfigError, match="up_proj: GPTQ with 8 bits and zero points"):
+        read(CASES["gptq int8"].config, tensors, slice(0, WIDTH), slice(0, DEPTH))
+
+
+def test_weights_of_one_kind_are_put_beside_each_other_and_others_stay_apart() -> None:
+    plain, whole = torch.randn(3, DEPTH), (slice(0, WIDTH), slice(0, DEPTH))
+    made = [(name, *CASES[name].write(random_weight(i))) for i, name in enumerate(
+        ["awq 64", "gptq v2 64", "gptq int8", "compressed-tensors fp8 channel", "fp8 tensor"])]  # fmt: skip
+    weights = [read(CASES[name].config, tensors, *whole) for name, tensors, _ in made]
+    joined = beside([*weights, plain, plain])
+    assert [len(w.shape) and w.shape[0] for w in joined] == [2 * WIDTH, WIDTH, 2 * WIDTH, 6]
+    want = np.concatenate([want for *_, want in made])
+    assert_is(torch.cat([expanded(w, torch.float32) for w in joined[:3]]), want)
+
+
+def test_weights_whose_inputs_are_in_different_orders_stay_apart() -> None:
+    case, other = CASES["gptq act-order 64"], random_weight(3)
+    tensors, _ = case.write(random_weight())
+    shuffled, _ = case.write(other)
+    shuffled["g_idx"] = shuffled["g_idx"].flip(0)
+    whole = (slice(0, WIDTH), slice(0, DEPTH))
+    first, second = read(case.config, tensors, *whole), read(case.config, shuffled, *whole)
+    assert len(beside([first, first])) == 1
+    assert len(beside([first, second])) == 2
+
+
+CT = CASES["compressed-tensors int4 symmetric 64"].config
+
+
+def ct(**weights: Any) -> dict[str, Any]:
+    group = CT["config_groups"]["group_0"]
+    return CT | {"config_groups": {"group_0": group | {"weights": group["weights"] | weights}}}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"quant_method": "bitsandbytes"}, "'bitsandbytes' .* use one of awq, gptq"),
+        ({"quant_method": "awq", "bits": 3}, "AWQ with 3 bits"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "layout 'gemv'"),
+        ({"quant_method": "gptq", "bits": 2}, "GPTQ with 2 bits"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "layout 'marlin'"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 8}}}, "settings of their own.*down"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": "many"}, "wrong value"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "kind 'e5m2'"),
+        ({"quant_method": "gguf", "types": {"layers.0.mlp.up_proj": "IQ2_XS"}}, "up_proj: GGUF type IQ2_XS"),
+        ({"quant_method": "compressed-tensors"}, "no config_groups"),
+        (CT | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+    ],
+)
+def test_a_format_that_is_not_supported_is_named(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        scheme_of(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ct(num_bits=3), f"{NAME}: compressed-tensors int3"),
+        (ct(type="float", num_bits=4), "float4 by group"),
+        (ct(strategy="tensor"), f"{NAME}: compressed-tensors INT4 by tensor"),
+        (ct(num_bits=8, symmetric=False), "INT8 with zero points"),
+        (CT | {"format": "marlin-24"}, "'marlin-24' is not supported"),
+        (CT | {"config_groups": {"g": {"targets": ["re:.*down_proj"], "weights": {}}}}, "no target"),
+    ],
+)
+def test_a_product_that_is_not_supported_is_named(config: dict[str, Any], message: str) -> None:
+    tensors, _ = CASES["compressed-tensors int4 symmetric 64"].write(random_weight())
+    with pytest.raises(ConfigError, match=message):
+        read(config, tensors, slice(0, WIDTH), slice(0, DEPTH))
+
+
+def test_rounding_while_loading_leaves_heads_routers_and_experts_plain() -> None:
+    scheme = choose_scheme(None, "fp8", torch.float32)
+    assert scheme is not None
+    whole = (slice(0, WIDTH), WIDTH, slice(0, DEPTH), DEPTH)
+    for name in ("lm_head", "embed_tokens", "layers.0.mlp.gate", "layers.0.mlp.experts.1.up_proj"):
+        assert scheme.stored(Part(name, *whole), {}, CPU) is None
+    stored = scheme.stored(Part(NAME, *whole), {}, CPU)
+    assert stored is not None
+    weight = torch.from_numpy(random_weight()).float()
+    stored.targets["weight"].into.copy_(weight)
+    error = expanded(stored.read(), torch.float32) - weight
+    assert 0 < error.norm() / weight.norm() < 0.04
+
+
+def test_what_old_tools_wrote_into_a_file_of_its_own_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert quantization_config(tmp_path) is None
+    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 64}')
+    scheme = choose_scheme(quantization_config(tmp_path), "auto", torch.float32)
+    assert scheme is not None
+    assert scheme.name == "gptq int4 group 64"
+
+
+def test_the_flag_must_not_contradict_the_checkpoint() -> None:
+    with pytest.raises(ConfigError, match="--quantization fp8: the checkpoint is quantized already"):
+        choose_scheme({"quant_method": "awq", "bits": 4}, "fp8", torch.float32)
