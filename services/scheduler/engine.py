@@ -161,7 +161,10 @@ class Engine:
     # ---- the step loop
 
     def build(self) -> m.StepPlan | None:
-        """[walk 5] The next plan, or None: nothing to do, or enough plans under way."""
+        """[walk 5] The next plan, or None: nothing to do, or enough plans under way.
+
+        One without rows only has ranks drop images, to make room for others.
+        """
         if len(self.in_flight) >= self.depth:
             return None
         draft = PlanDraft()
@@ -176,7 +179,7 @@ class Engine:
         if not full and room > 0 and len(self.queue):
             with self.stages.measure("admit"):
                 admission.admit(self, draft, room, now)
-        if draft.empty:
+        if draft.empty and not self.media.crowded:
             return None
         with self.stages.measure("plan"):
             plan, record = draft.finish(self.session, self.seq, self.pool.rows, self.media, self._last_decode, now)

@@ -1,7 +1,8 @@
 """Changes of a radix cache as `KvEvents`, for routers outside that want to know who holds which prefix.
 
 A page is named by a 63-bit hash of its tokens and of the page before it, so equal prefixes have equal names on every
-engine. Salts enter the first hash. An event holds net changes: no page is both stored and removed in it.
+engine of a scheduler (images and videos are in them by the scheduler's own names, see `media_names`). Salts enter the
+first hash. An event holds net changes: no page is both stored and removed in it.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ class MediaBank:
     _slots: itertools.count[int] = field(default_factory=itertools.count)
     _round: int = 0
     _used_bytes: int = 0
+    _dropped_bytes: int = 0
+    """Of what ranks are still to be told to drop."""
 
     def begin_round(self) -> None:
         """Requests are about to be looked at in order: what an earlier one wants, a later one may not push out."""
@@ -140,9 +142,14 @@ class MediaBank:
             return None
         return m.StageMedia(self.engine_id, self.session, [h.slot for h in asks], [h.ref for h in asks])
 
+    @property
+    def crowded(self) -> bool:
+        """Whether ranks will hold more than the budget unless a plan tells them what to drop."""
+        return self._dropped_bytes > 0 and self._used_bytes + self._dropped_bytes > self.budget_bytes
+
     def take_drops(self) -> list[int]:
         """Slots that no plan from now on names."""
-        drops, self._drops = self._drops, []
+        drops, self._drops, self._dropped_bytes = self._drops, [], 0
         return drops
 
     def _make_room(self, num_bytes: int) -> bool:
@@ -156,6 +163,7 @@ class MediaBank:
     def _remove(self, held: _Held) -> None:
         del self._held[held.ref.key]
         self._used_bytes -= held.num_bytes
+        self._dropped_bytes += held.num_bytes
         self._drops.append(held.slot)
 
 

@@ -44,7 +44,8 @@ class PromptMedia:
         """Whether positions of tokens [start, start + count) are more than index plus `position_delta`."""
         if self.positions is None or start >= self.positions.shape[1]:
             return False
-        return not np.array_equal(self.positions[:, start : start + count], self._along(start, count))
+        inside = self.positions[:, start : start + count]
+        return not np.array_equal(inside, self._along(start, inside.shape[1]))
 
     def positions_of(self, start: int, count: int) -> I32:
         """[3, count] rotary positions of the row's tokens, those behind the prompt included."""

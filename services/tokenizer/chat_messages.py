@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from services.tokenizer.media.sources import PARTS
+from services.tokenizer.media.sources import PARTS, media_kind
 from shared.errors import InvalidRequest
 from shared.messages.embedding import MediaKind
 
@@ -102,8 +102,7 @@ def _content(content: Any, path: str, form: ContentForm) -> str | list[dict[str,
 
 
 def _part(part: Any, path: str, form: ContentForm) -> dict[str, Any]:
-    given = part.get("type") if isinstance(part, dict) else None
-    kind = PARTS.get(given) if isinstance(given, str) else None
+    given, kind = part.get("type") if isinstance(part, dict) else None, media_kind(part)
     if kind is not None and kind in form.media_texts:
         if form.keep_parts and form.media_parts:
             return {"type": kind}

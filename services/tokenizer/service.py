@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +59,19 @@ class TokenizerService:
 
     def __init__(
         self, actor: Actor, model: Model, encoder: Encoder, limits: Limits,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:  # fmt: skip
+        """
+        Args:
+            wait: for so many seconds, until vision is asked once more.
+        """
         self._actor, self._model, self._encoder = actor, model, encoder
         self._prompts = PromptBuilder(model, encoder)
         self._streams = StreamTable(model.detokenizers, limits.max_streams)
         self._peers = Peers(self._peer_lost)
         self._roll = SchedulerRoll(clock)
         self._ledgers = LedgerRounds(clock)
-        self._demands, self._clock = Demands(), clock
+        self._demands, self._clock, self._wait = Demands(), clock, wait
         self._limits = limits
         self._sending = asyncio.Lock()  # keeps the deltas of a stream in the order of their numbers
         self._metrics(actor)
@@ -183,19 +187,23 @@ class TokenizerService:
             ) from None
         finally:
             self._demands.close(demand)
-            if not demand.answer.done() and demand.vision_id:
-                subject = self._actor.subjects.vision_cancel(demand.vision_id)
-                await self._actor.send(subject, m.CancelEncode(self._actor.id, demand.handle))
+            await self._cancel_unwanted(demand)
+
+    async def _cancel_unwanted(self, demand: Demand) -> None:
+        """Who works on it need not go on if nobody waits any more."""
+        if demand.given_up and demand.vision_id:
+            subject = self._actor.subjects.vision_cancel(demand.vision_id)
+            await self._actor.send(subject, m.CancelEncode(self._actor.id, demand.handle))
 
     async def _ask_vision(self, demand: Demand) -> None:
-        """Give a demand to some vision instance. One that is starting again is waited for.
+        """Give a demand to some vision instance, while somebody waits for it. One that is starting again is waited for.
 
         Raises:
             RhizomeError: nobody takes it.
         """
         ask = m.EncodeMedia(self._actor.id, demand.handle, demand.rid, demand.sources)
         patience_s = self._clock() + VISION_PATIENCE_S
-        while True:
+        while not demand.answer.done():
             try:
                 accepted = await self._actor.ask(
                     self._actor.subjects.encode_media, ask, m.EncodeAccepted, VISION_ACCEPT_S
@@ -203,9 +211,10 @@ class TokenizerService:
             except Unavailable as fault:
                 if self._clock() > patience_s:
                     raise Unavailable(f"no vision service takes images: start one ({fault.message})") from fault
-                await asyncio.sleep(VISION_RETRY_S)
+                await self._wait(VISION_RETRY_S)
             else:
-                demand.vision_id, demand.accepted_s = accepted.vision_id, self._clock()
+                demand.accepted(accepted.vision_id, self._clock())
+                await self._cancel_unwanted(demand)
                 return
 
     async def _ask_again(self, demand: Demand) -> None:

@@ -78,7 +78,7 @@ class Stream:
         """Number of the scheduler's ledger that its answer told; -1 until it has answered."""
         self.abort_asked = False
         self.again: Callable[[], Coroutine[Any, Any, m.Accepted]] | None = None
-        """Encodes its images and queues it once more; None where that does not help."""
+        """Encodes its images and queues it once more; None where that does not help, or once anything was received."""
         self.again_asked = False
         self.received = 0
         """Tokens got from the scheduler."""
@@ -128,6 +128,7 @@ class Stream:
     def add_prompt_logprobs(self, arrays: LogprobArrays) -> None:
         """Logprobs of the next prompt positions; they arrive in order, perhaps over several batches."""
         n = len(arrays.logprobs)
+        self.again = None
         self._prompt_logprobs += self._spell.entries(self._logprob_ids[:n], arrays, self._top_num)
         del self._logprob_ids[:n]
 
@@ -139,7 +140,8 @@ class Stream:
             not know yet.
         """
         self.received += len(ids)
-        self.again = None
+        if ids:
+            self.again = None
         kept = self._plain(ids, finish) if self._stops is None else self._until_stop(self._stops, ids, finish)
         if kept < len(ids):
             ids = ids[:kept]

@@ -101,10 +101,14 @@ def check_plan(
     )
     _check_new_rows(work.new_rows, rows.max_rows, limits.vocab_size, limits.context_length)
     pages, lengths, has_token = _state_after_pages(work, rows, limits)
-    capacity = np.minimum(pages * rows.page_size, limits.context_length - _ahead(work.new_rows, rows))
+    deltas = _position_deltas(work.new_rows, rows)
+    capacity = np.minimum(pages * rows.page_size, limits.context_length - np.maximum(deltas, 0))
     _check_extends(work, rows, limits, capacity)
     _check_media(work, limits, media_tokens)
     _check_decodes(work, rows, lengths, has_token, capacity)
+    if work.ext_positions is None:
+        _require(bool((work.ext_starts + deltas[work.ext_rows] >= 0).all()), "an extend row's position is negative")
+    _require(bool((lengths + deltas)[work.decode_rows].min(initial=0) >= 0), "a decode row's position is negative")
     if len(work.masked_rows):
         sampled = np.concatenate((work.ext_rows[work.ext_sample != 0], work.decode_rows))
         _require(bool(np.isin(work.masked_rows, sampled).all()), "a masked row is not sampled")
@@ -186,13 +190,13 @@ def _check_extends(work: Work, rows: Rows, limits: Limits, capacity: I64) -> Non
     _check_room(work.ext_rows, work.ext_starts + work.ext_lens, capacity)
 
 
-def _ahead(inits: list[RowInit], rows: Rows) -> I64:
-    """[max_rows] how far each row's rotary positions are ahead of its indices."""
+def _position_deltas(inits: list[RowInit], rows: Rows) -> I64:
+    """[max_rows] what is added to each row's indices to give its rotary positions."""
     deltas: I64 = rows.position_delta.host
     if inits:
         deltas = deltas.copy()
         deltas[[init.row for init in inits]] = [init.position_delta for init in inits]
-    return np.maximum(deltas, 0)
+    return deltas
 
 
 def _check_media(work: Work, limits: Limits, media_tokens: Mapping[int, int]) -> None:

@@ -163,6 +163,8 @@ class KvBlock:
     hash: int
     parent: int | None
     token_ids: list[int]
+    """Tokens of an image or video are one negative number, the scheduler's own name of it as long as it remembers it:
+    they match no prompt of words, and no other scheduler's."""
 
 
 @message(max_bytes=8 * 1024 * 1024)

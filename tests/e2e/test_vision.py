@@ -11,6 +11,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ import rhizome as rz
 from tests.e2e.stack import Stack
 from tests.fakes.vlm_checkpoints import vlm_checkpoint
 
+ROOT = Path(__file__).parents[2]
 FLAGS = ("--attention-backend", "torch", "--num-threads", "1", "--max-total-tokens", "30000")
 QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -200,6 +203,16 @@ def test_programs_show_pictures(qwen: Stack, over: str) -> None:
     assert state["best"] in ("first", "second")
     assert state.text().count(QWEN_PICTURE) == 2
     assert len(state["why"]) > 0
+
+
+def test_the_example_of_two_pictures_runs(qwen: Stack) -> None:
+    command = [sys.executable, "-m", "examples.describe_images", "--url", qwen.url]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("first")
+    assert lines[-1] in ("corners: first", "corners: second")
 
 
 def test_a_video_becomes_frames(qwen: Stack) -> None:

@@ -45,6 +45,7 @@ class Connection:
         self.max_payload_bytes = bus.max_payload_bytes
         self.publish, self.request, self.gather = bus.publish, bus.request, bus.gather
         self.flush, self.announce = bus.flush, bus.announce
+        self.put_object, self.get_object, self.delete_object = bus.put_object, bus.get_object, bus.delete_object
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], Awaitable[None]]:
         end = await self._bus.subscribe(subject, handler, queue)

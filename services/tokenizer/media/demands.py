@@ -14,6 +14,11 @@ from shared import messages as m
 from shared.errors import Unavailable, from_code
 
 MAX_ASKS = 4
+"""Instances that may be lost over the same media before these are taken for the cause."""
+_ASKED_ENOUGH = (
+    f"the images and videos were given to a vision instance {MAX_ASKS} times and none has answered: send fewer or "
+    "smaller ones, or look for the reason in the vision service's log"
+)
 
 
 @dataclass(slots=True)
@@ -27,7 +32,18 @@ class Demand:
     vision_id: str = ""
     """Who works on it; empty while nobody has accepted it."""
     asks: int = 0
+    """How often somebody has accepted it."""
     accepted_s: float = 0.0
+
+    def accepted(self, vision_id: str, now_s: float) -> None:
+        """Somebody works on it."""
+        self.vision_id, self.accepted_s = vision_id, now_s
+        self.asks += 1
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for it any more, although it was not answered."""
+        return self.answer.cancelled()
 
 
 class Demands:
@@ -44,7 +60,9 @@ class Demands:
         return demand
 
     def close(self, demand: Demand) -> None:
+        """Forget a demand; `given_up` if it has no answer."""
         self._by_handle.pop(demand.handle, None)
+        demand.answer.cancel()
 
     def encoded(self, msg: m.MediaEncoded) -> None:
         """A vision instance has done its work, or says why not."""
@@ -72,5 +90,8 @@ class Demands:
         for demand in self._by_handle.values():
             if chosen(demand) and not demand.answer.done():
                 demand.vision_id = ""
-                out.append(demand)
+                if demand.asks < MAX_ASKS:
+                    out.append(demand)
+                else:
+                    demand.answer.set_exception(Unavailable(_ASKED_ENOUGH))
         return out

@@ -29,12 +29,17 @@ def sources_of(request: m.GenerateRequest) -> list[m.MediaSource]:
     return list(_in_messages(request.chat.messages))
 
 
+def media_kind(part: Any) -> MediaKind | None:
+    """What a content part is as media; None = it is something else, or nothing that a part can be."""
+    given = part.get("type") if isinstance(part, dict) else None
+    return PARTS.get(given) if isinstance(given, str) else None
+
+
 def _in_messages(messages: list[dict[str, Any]]) -> Iterator[m.MediaSource]:
     for i, message in enumerate(messages):
         content = message.get("content")
         for j, part in enumerate(content if isinstance(content, list) else ()):
-            kind = PARTS.get(part.get("type", "")) if isinstance(part, dict) else None
-            if kind is not None:
+            if (kind := media_kind(part)) is not None:
                 yield _source(part, kind, f"messages[{i}].content[{j}]")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import examples
 import rhizome as rz
 from examples import (
+    describe_images,
     few_shot_qa,
     generative_agents,
     json_character,
@@ -49,6 +52,29 @@ def test_it_runs_as_a_whole(name: str, capsys: pytest.CaptureFixture[str]) -> No
     use(lambda *_: text if name == "json_character" else " 7.\n")
     importlib.import_module(f"examples.{name}").main()
     assert capsys.readouterr().out
+
+
+def test_two_pictures_are_described_and_compared() -> None:
+    ending = " Answer in a few words.\nASSISTANT:"
+    backend = use(
+        {
+            f"the first picture show?{ending}": "A red disc.\n",
+            f"the second picture show?{ending}": "A blue square.\n",
+            "in one sentence.\nASSISTANT:": "Shape.\n",
+        },
+        scores=prefers("second"),
+    )
+    state = describe_images.compare.run(**describe_images.PICTURES)
+    assert state["description"] == ["A red disc.", "A blue square."]
+    assert (state["difference"], state["corners"]) == ("Shape.", "second")
+    assert [len(call.prompt.images) for call in backend.calls if call.kind == "generate"] == [2, 2, 2]
+
+
+def test_the_drawn_pictures_are_pictures() -> None:
+    disc, square = (Image.open(io.BytesIO(data)).convert("RGB") for data in describe_images.PICTURES.values())
+    middle, corner = (describe_images.SIZE // 2,) * 2, (describe_images.SIZE // 5,) * 2
+    assert [disc.getpixel(middle), square.getpixel(middle)] == [describe_images.RED, describe_images.BLUE]
+    assert [disc.getpixel(corner), square.getpixel(corner)] == [describe_images.WHITE, describe_images.BLUE]
 
 
 def test_few_shot_qa_sends_its_examples_once() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,49 @@ class FakeScheduler:
         )  # fmt: skip
         await self.actor.send(self.actor.subjects.tokenizer_tokens(self.tokenizer_id), batch)
 
+    async def fail(self, handle: int, error: m.ErrorInfo) -> None:
+        """The request ends with an error."""
+        none, codes = np.empty(0, np.int32), np.empty(0, np.uint8)
+        batch = m.TokenBatch(
+            self.id, np.empty(0, np.uint32), none, none, none, codes, none, errors=[m.TokenError(handle, error)]
+        )
+        await self.actor.send(self.actor.subjects.tokenizer_tokens(self.tokenizer_id), batch)
+
+
+@dataclass
+class FakeVision:
+    """Accepts demands and answers when the test tells it to."""
+
+    bus: Bus
+    actor: Actor
+    refusal: RhizomeError | None = None
+    demands: asyncio.Queue[m.EncodeMedia] = field(default_factory=asyncio.Queue)
+    cancels: asyncio.Queue[m.CancelEncode] = field(default_factory=asyncio.Queue)
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is not set, demands are heard and not accepted."""
+
+    @property
+    def id(self) -> str:
+        return self.actor.id
+
+    async def start(self) -> None:
+        self.hold.set()
+        subjects = self.actor.subjects
+        await self.actor.serve(subjects.encode_media, m.EncodeMedia, self._accept, "vision")
+        await self.actor.on(subjects.vision_cancel(self.id), m.CancelEncode, self.cancels.put)
+        await self.bus.flush()
+
+    async def _accept(self, demand: m.EncodeMedia) -> m.EncodeAccepted:
+        await self.demands.put(demand)
+        await self.hold.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        return m.EncodeAccepted(self.id)
+
+    async def answer(self, demand: m.EncodeMedia, *media: m.EncodedMedia, error: m.ErrorInfo | None = None) -> None:
+        subject = self.actor.subjects.tokenizer_media(demand.tokenizer_id)
+        await self.actor.send(subject, m.MediaEncoded(self.id, demand.handle, list(media), error))
+
 
 class Client:
     """Asks on the public subjects and gathers its deltas."""
@@ -114,6 +157,8 @@ class Stack:
     actor: Actor
     scheduler: FakeScheduler
     client: Client
+    vision: FakeVision
+    """Does not listen until it is started."""
 
     def ids(self, text: str) -> list[int]:
         return tiny.vocabulary(tiny.byte_level()).encode(text, add_special_tokens=False)
@@ -122,18 +167,22 @@ class Stack:
         return m.Heartbeat(service, instance, instance, "ready", 1, "host", time.time())
 
 
-async def build(folder: Path, bus: Bus, max_streams: int = 100) -> AsyncIterator[Stack]:
+async def build(
+    folder: Path, bus: Bus, max_streams: int = 100, clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], Awaitable[None]] = asyncio.sleep, **limits: float,
+) -> AsyncIterator[Stack]:  # fmt: skip
     common = CommonConfig(deployment=f"t{time.monotonic_ns()}")
     config = TokenizerConfig(model_path=str(folder), common=common)
     quiet = log.setup("tokenizer", "error")
     actor = Actor("tokenizer", common, bus, quiet)
     encoder = Encoder(threads=1, max_pending=2)
-    service = TokenizerService(actor, load_model(config), encoder, Limits(max_streams))
+    service = TokenizerService(actor, load_model(config), encoder, Limits(max_streams, **limits), clock, wait)
     scheduler = FakeScheduler(bus, Actor("scheduler", common, bus, quiet), actor.id)
     client = Client(bus, Actor("gateway", common, bus, quiet))
+    vision = FakeVision(bus, Actor("vision", common, bus, quiet))
     await scheduler.start()
     await service.start()
     await client.listen()
-    yield Stack(service, encoder, actor, scheduler, client)
+    yield Stack(service, encoder, actor, scheduler, client, vision)
     encoder.close()
     await actor.stop("test ended")

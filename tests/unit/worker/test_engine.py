@@ -29,6 +29,14 @@ def started(engine: Engine) -> Driver:
     return driver
 
 
+def test_a_plan_that_only_drops_images_is_a_step_without_tokens(engine: Engine) -> None:
+    driver = started(engine)
+    result = engine.execute(dataclasses.replace(driver.plan(), drop_media=i32([3])))
+    assert isinstance(result, StepResult)
+    assert result.tokens.size == 0
+    assert driver.run(decode=[0]).tokens.size == 1
+
+
 def test_a_gap_ends_the_session_and_a_new_one_begins_afresh(engine: Engine) -> None:
     driver = started(engine)
     driver.plan(decode=[0])  # lost
