@@ -11,7 +11,8 @@ from services.worker.kernels.expert_routing import route
 from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendConfig, extend_config, plan_extend
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import IntConfig, IntTiles, arrival_counters, expand, int_product
+from services.worker.kernels.int_product import IntConfig, arrival_counters, int_product
+from services.worker.kernels.int_tiles import IntTiles, expand
 from services.worker.kernels.page_indices import page_indices
 from services.worker.kernels.rms_norm import add_rms_norm, head_rms_norm, rms_norm
 from services.worker.kernels.rotary import rotate_and_store

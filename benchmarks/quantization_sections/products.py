@@ -13,15 +13,8 @@ from benchmarks.kernel_sections.launch_cases import INT_CANDIDATES, LLAMA_8B_PRO
 from benchmarks.kernel_sections.timing import Ceilings, graph_us, sets_needed
 from benchmarks.report import Report
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import (
-    MOST_TOKENS,
-    IntTiles,
-    arrival_counters,
-    expand,
-    int_config,
-    int_product,
-    make_tiles,
-)
+from services.worker.kernels.int_product import MOST_TOKENS, arrival_counters, int_config, int_product
+from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 
 GROUP = 128
 TOKENS = (1, 8, 16, 64, 256, 4096)

@@ -20,7 +20,7 @@ SHAPES = [(4096, 4096, 128), (1536, 512, 32), (576, 1536, 64), (6144, 4096, 4096
 
 
 def random_tiles(width: int, depth: int, group: int, bits: int = 4):  # type: ignore[no-untyped-def]
-    from services.worker.kernels.int_product import make_tiles
+    from services.worker.kernels.int_tiles import make_tiles
 
     kind, low, high = (torch.uint8, 0, 16) if bits == 4 else (torch.int8, -128, 128)
     codes = torch.randint(low, high, (width, depth), device="cuda").to(kind)
@@ -35,7 +35,8 @@ def random_tiles(width: int, depth: int, group: int, bits: int = 4):  # type: ig
 def test_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
     width: int, depth: int, group: int, dtype: torch.dtype, bits: int
 ) -> None:
-    from services.worker.kernels.int_product import arrival_counters, expand, int_product
+    from services.worker.kernels.int_product import arrival_counters, int_product
+    from services.worker.kernels.int_tiles import expand
 
     tiles = random_tiles(width, depth, group, bits)
     weight, counters = expand(tiles, torch.float32).double(), arrival_counters(torch.device("cuda"))
@@ -48,7 +49,8 @@ def test_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
 
 def test_a_captured_product_follows_its_inputs_and_repeats_itself() -> None:
     """Programs that share a tile meet at counters: they must be zero again after every replay."""
-    from services.worker.kernels.int_product import arrival_counters, expand, int_product
+    from services.worker.kernels.int_product import arrival_counters, int_product
+    from services.worker.kernels.int_tiles import expand
 
     tiles = random_tiles(4096, 4096, 128)
     weight, counters = expand(tiles, torch.float32).double(), arrival_counters(torch.device("cuda"))

@@ -9,7 +9,6 @@ Called by `models/quantized.py`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.device import INTERPRETED, sm_count
+from services.worker.kernels.int_tiles import IntTiles, halves
 
 MOST_TOKENS = 256
 """Above, expanding the weight once costs less than expanding it for every tile of tokens."""
@@ -27,25 +27,6 @@ _TABLE = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4), (64, 64, 64,
 which the compiler first brings codes into another order: that pays from about 64 tokens on."""
 _SUM_TOKENS = 16
 """Above, a launch of its own adds up the inputs; below, the tensor cores do it beside the product."""
-_EXPAND_BLOCK = 64, 64
-
-
-@dataclass(frozen=True, slots=True)
-class IntTiles:
-    """A weight of N outputs and K inputs in the kernels' layout. Made once, after loading."""
-
-    bits: int
-    codes: torch.Tensor
-    """4 bits: uint8 [N / 2, K], the even feature in the low half of a byte and the odd one after it in the high half; 8
-    bits: int8 [N, K]."""
-    table: torch.Tensor
-    """4 bits: int32 [groups, 2, N / 2], even features first, scale and offset as float16 in the low and high half; 8
-    bits: float32 [groups, N] scales."""
-    factor: float
-    """What scales and offsets in the table are to be multiplied by: a power of two, so that 16 bits are enough."""
-    width: int
-    group: int
-    """Inputs that share a scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +41,6 @@ class IntConfig:
     num_warps: int
     num_stages: int
     splits: int
-
-
-def make_tiles(bits: int, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None) -> IntTiles:
-    """Lay a weight out for the kernels.
-
-    Args:
-        codes: [N, K] uint8 in 0..15, N even; or int8.
-        scales: [N, groups] float32.
-        offsets: of the same shape, for 4 bits.
-    """
-    width, depth = codes.shape
-    group = depth // scales.shape[1]
-    if bits == 8:
-        return IntTiles(8, codes.contiguous(), scales.T.contiguous(), 1.0, width, group)
-    assert offsets is not None
-    largest = torch.maximum(scales.abs().max(), offsets.abs().max()).clamp_min(torch.finfo(torch.float32).tiny)
-    factor = 2.0 ** math.floor(math.log2(float(largest)))
-    pairs = torch.stack((scales, offsets), dim=2).div_(factor).half()  # [N, groups, 2]
-    words = pairs.contiguous().view(torch.int32).squeeze(2)
-    table = torch.stack((words[0::2].T, words[1::2].T), dim=1).contiguous()
-    return IntTiles(4, codes[0::2] | codes[1::2] << 4, table, factor, width, group)
 
 
 def int_config(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
@@ -153,14 +113,6 @@ def _nibbles(
         high = ((tile >> 4).to(tl.float32) + BASE).to(dtype)
         ones = tl.full(tile.shape, 1.0, dtype)
     return low, high, ones
-
-
-@triton.jit
-def _halves(word: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Scale and offset in a word of the table, as float32."""
-    low = (word & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
-    high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-    return low.to(tl.float32), high.to(tl.float32)
 
 
 @triton.jit
@@ -237,8 +189,8 @@ def _int_product_kernel(
             scale = tl.load(table + (start // GROUP) * ROWS + read_row).to(tl.float32)
             acc += scale[:, None] * tl.dot(tile.to(inputs.dtype), inputs, zero, input_precision=PRECISION)
         else:
-            scale, offset = _halves(words)
-            scale_odd, offset_odd = _halves(words_odd)
+            scale, offset = halves(words)
+            scale_odd, offset_odd = halves(words_odd)
             next_at = words_at + tl.minimum((start + BLOCK_K) // GROUP, LAST_GROUP) * 2 * ROWS
             words = tl.load(next_at)
             words_odd = tl.load(next_at + ROWS)
@@ -346,47 +298,3 @@ def _step_sums(x: torch.Tensor, block_k: int) -> torch.Tensor:
 def arrival_counters(device: torch.device) -> torch.Tensor:
     """What the programs of one output tile meet at; enough for any product that splits its inputs."""
     return torch.zeros(1 << 16, dtype=torch.int32, device=device)
-
-
-@triton.jit(do_not_specialize=["factor"])
-def _expand_kernel(
-    codes: tl.tensor,
-    table: tl.tensor,
-    out: tl.tensor,
-    factor: tl.float32,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    BITS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> None:
-    row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    depth = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    inside = (row < ROWS)[:, None] & (depth < DEPTH)[None, :]
-    tile = tl.load(codes + row.to(tl.int64)[:, None] * DEPTH + depth[None, :], mask=inside)
-    group = (depth // GROUP)[None, :]
-    dtype = out.dtype.element_ty
-    if BITS == 8:
-        scale = tl.load(table + group * ROWS + row[:, None], mask=inside, other=0.0).to(tl.float32)
-        out_at = out + row.to(tl.int64)[:, None] * DEPTH + depth[None, :]
-        tl.store(out_at, (tile.to(tl.float32) * scale).to(dtype), mask=inside)
-    else:
-        words_at = table + group * 2 * ROWS + row[:, None]
-        scale, offset = _halves(tl.load(words_at, mask=inside, other=0))
-        out_at = out + 2 * row.to(tl.int64)[:, None] * DEPTH + depth[None, :]
-        tl.store(out_at, (((tile & 15).to(tl.float32) * scale + offset) * factor).to(dtype), mask=inside)
-        scale, offset = _halves(tl.load(words_at + ROWS, mask=inside, other=0))
-        tl.store(out_at + DEPTH, (((tile >> 4).to(tl.float32) * scale + offset) * factor).to(dtype), mask=inside)
-
-
-def expand(tiles: IntTiles, dtype: torch.dtype) -> torch.Tensor:
-    """The weight [N, K] in `dtype`."""
-    rows, depth = tiles.codes.shape
-    out = torch.empty((tiles.width, depth), dtype=dtype, device=tiles.codes.device)
-    block_p, block_k = _EXPAND_BLOCK
-    _expand_kernel[(triton.cdiv(rows, block_p), triton.cdiv(depth, block_k))](
-        tiles.codes, tiles.table, out, tiles.factor, ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
-        BLOCK_P=block_p, BLOCK_K=block_k, num_warps=4,
-    )  # fmt: skip
-    return out

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import MOST_TOKENS, IntTiles, arrival_counters, expand, int_product, make_tiles
+from services.worker.kernels.int_product import MOST_TOKENS, arrival_counters, int_product
+from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from services.worker.quantization.weights import Fp8Weight, IntWeight
 
 _counters = functools.cache(arrival_counters)

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from services.worker.kernels.fp8_rows import FP8, fp8_rows
-from services.worker.kernels.int_product import (
-    IntConfig,
-    IntTiles,
-    arrival_counters,
-    expand,
-    int_config,
-    int_product,
-    make_tiles,
-)
+from services.worker.kernels.int_product import IntConfig, arrival_counters, int_config, int_product
+from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from tests.unit.worker.kernels.closeness import MATMUL_DTYPES, assert_close
 
 SMALL = IntConfig(block_m=16, block_p=16, block_k=16, num_warps=4, num_stages=2, splits=1)
