@@ -4,7 +4,7 @@ A weight is `code * scale + offset`, scale and offset being those of its group a
 matrix unit as they are, as small whole numbers; a group's scale multiplies what came out, and its offset multiplies the
 sum of the group's inputs. Weights are the left operand, so that few tokens waste little of a tile. Programs that share
 a tile of the output split its inputs; the last one to finish adds up what all have written, always in the same order.
-Called by `models/quantized.py`.
+Called by `models/triton_product.py`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import triton.language as tl
 from services.worker.kernels.device import INTERPRETED, sm_count
 from services.worker.kernels.int_tiles import IntTiles, halves
 
-MOST_TOKENS = 256
+MOST_TOKENS = 128
 """Above, expanding the weight once costs less than expanding it for every tile of tokens."""
 _MOST_SPLITS, _LEAST_STEPS = 16, 4
 _WARPS_PER_SM = 12
-_TABLE = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4), (64, 64, 64, 4, 3), (1 << 30, 128, 64, 8, 3)]
-"""Most tokens, then block_m, block_p, warps and stages. Tiles of 64 rows go to Hopper's own matrix instructions, for
-which the compiler first brings codes into another order: that pays from about 64 tokens on."""
+_FEW_TOKENS = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4)]
+"""Most tokens, then block_m, block_p, warps and stages: as many programs as keep the memory busy."""
+_LOW_ROWS, _LOW, _HIGH = 2560, (64, 16, 2, 4, 4), (64, 64, 4, 3, 2)
+"""With more tokens, where the tensor cores wait for codes: block_m, block_p, warps, stages and splits, for weights of up
+to so many rows of codes and for higher ones. Tiles of 64 rows go to Hopper's own matrix instructions. Measured with the
+products of an 8B layer and 64 tokens (`benchmarks.quantization --search`)."""
 _SUM_TOKENS = 16
 """Above, a launch of its own adds up the inputs; below, the tensor cores do it beside the product."""
 
@@ -47,12 +50,18 @@ def int_config(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
     """The choice for a Hopper card."""
     rows, depth = tiles.codes.shape
     block_k = _block_k(tiles.group, depth)
-    block_m, block_p, num_warps, num_stages = next(tile for most, *tile in _TABLE if tokens <= most)
-    programs = triton.cdiv(rows, block_p) * triton.cdiv(tokens, block_m)
-    steps, wanted = triton.cdiv(depth, block_k), sms * _WARPS_PER_SM // num_warps
-    splits = 1
-    while splits < _MOST_SPLITS and programs * splits < wanted and steps >= 2 * _LEAST_STEPS * splits:
-        splits *= 2
+    steps, splits = triton.cdiv(depth, block_k), 1
+    tile = next((tile for most, *tile in _FEW_TOKENS if tokens <= most), None)
+    if tile is None:
+        block_m, block_p, num_warps, num_stages, most = _LOW if rows <= _LOW_ROWS else _HIGH
+        while splits < most and steps >= 2 * _LEAST_STEPS * splits:
+            splits *= 2
+    else:
+        block_m, block_p, num_warps, num_stages = tile
+        programs = triton.cdiv(rows, block_p) * triton.cdiv(tokens, block_m)
+        wanted = sms * _WARPS_PER_SM // num_warps
+        while splits < _MOST_SPLITS and programs * splits < wanted and steps >= 2 * _LEAST_STEPS * splits:
+            splits *= 2
     return IntConfig(block_m, block_p, block_k, num_warps, num_stages, splits)
 
 

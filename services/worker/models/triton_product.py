@@ -18,6 +18,9 @@ from services.worker.quantization.weights import Fp8Weight, IntWeight
 
 _counters = functools.cache(arrival_counters)
 """One per device: an engine's products follow each other on one stream."""
+PLAIN_TOKENS = 16
+"""Up to here the time is that of reading the weight, and rounding activations only adds to it: 104 against 130 us for the
+products of an 8B layer and one token (H100)."""
 SCALED_UNIT = 16
 """Of both sides of a matrix of 8-bit floats that torch multiplies."""
 
@@ -42,13 +45,16 @@ class TritonIntProduct:
 
 
 class TritonFp8Product:
-    """Both matrices of 8-bit floats, a scale for each token and each output."""
+    """Both matrices of 8-bit floats, a scale for each token and each output; for few tokens the weight alone."""
 
     def __init__(self, weight: Fp8Weight) -> None:
-        self._codes, self._scales = weight.codes, weight.scales.T.contiguous()
+        self._tiles = make_tiles(8, weight.codes, weight.scales, None)
+        self._codes, self._scales = self._tiles.codes, self._tiles.table
         self.nbytes = self._codes.nbytes + self._scales.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if len(x) <= PLAIN_TOKENS:
+            return int_product(x, self._tiles, bias, _counters(x.device))
         codes, scales = fp8_rows(x)
         out: Tensor = torch._scaled_mm(
             codes, self._codes.T, scales, self._scales, out_dtype=x.dtype, use_fast_accum=True

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from services.worker.kernels.fp8_rows import FP8, fp8_rows
-from services.worker.kernels.int_product import IntConfig, arrival_counters, int_config, int_product
+from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_config, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from tests.unit.worker.kernels.closeness import MATMUL_DTYPES, assert_close
 
@@ -58,10 +58,10 @@ def test_a_product_is_that_of_the_weight_it_stands_for(
 def test_the_table_gives_steps_within_a_group(device: torch.device) -> None:
     for group, depth in ((32, 96), (48, 96), (64, 128), (128, 256), (4096, 4096), (40, 40)):
         tiles = IntTiles(4, torch.empty(8, depth), torch.empty(0), 1.0, 16, group)
-        for tokens in (1, 16, 17, 64, 256):
+        for tokens in (1, 16, 17, 33, 64, MOST_TOKENS):
             config = int_config(tokens, tiles, 132)
             assert group == depth or group % config.block_k == 0
-            assert config.block_m >= min(tokens, 128)
+            assert config.block_m >= min(tokens, 64)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
