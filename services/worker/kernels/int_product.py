@@ -25,9 +25,9 @@ _WARPS_PER_SM = 12
 _FEW_TOKENS = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4)]
 """Most tokens, then block_m, block_p, warps and stages: as many programs as keep the memory busy."""
 _LOW_ROWS, _LOW, _HIGH = 2560, (64, 16, 2, 4, 4), (64, 64, 4, 3, 2)
-"""With more tokens, where the tensor cores wait for codes: block_m, block_p, warps, stages and splits, for weights of up
-to so many rows of codes and for higher ones. Tiles of 64 rows go to Hopper's own matrix instructions. Measured with the
-products of an 8B layer and 64 tokens (`benchmarks.quantization --search`)."""
+"""With more tokens, where the tensor cores wait for codes: block_m, block_p, warps, stages and splits, for weights of
+up to so many rows of codes and for higher ones. Tiles of 64 rows go to Hopper's own matrix instructions. Measured with
+the products of an 8B layer and 64 tokens (`benchmarks.quantization --search`)."""
 _SUM_TOKENS = 16
 """Above, a launch of its own adds up the inputs; below, the tensor cores do it beside the product."""
 

@@ -19,8 +19,8 @@ from services.worker.quantization.weights import Fp8Weight, IntWeight
 _counters = functools.cache(arrival_counters)
 """One per device: an engine's products follow each other on one stream."""
 PLAIN_TOKENS = 16
-"""Up to here the time is that of reading the weight, and rounding activations only adds to it: 104 against 130 us for the
-products of an 8B layer and one token (H100)."""
+"""Up to here the time is that of reading the weight, and rounding activations only adds to it: 104 against 130 us for
+the products of an 8B layer and one token (H100)."""
 SCALED_UNIT = 16
 """Of both sides of a matrix of 8-bit floats that torch multiplies."""
 
