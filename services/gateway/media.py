@@ -98,7 +98,7 @@ async def hand_over(
         dataclasses.replace(
             request,
             chat=None if request.chat is None else chats[id(request.chat)],
-            media=lists[id(request.media)] if request.media else [],
+            media=lists[id(request.media)] if request.media else None,
         )
         for request in requests
     ]

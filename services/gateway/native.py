@@ -90,7 +90,7 @@ class NativeGenerate:
                 cache_salt=body.cache_salt or "",
                 timeout_s=rq.deadline_s(body.timeout_s, config),
                 grammar=grammar_of(samplings[i], "sampling_params."),
-                media=media[i],
+                media=media[i] or None,
             )
             requests += rq.fan_out(base, [prompt], n)
         return requests

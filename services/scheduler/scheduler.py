@@ -87,7 +87,7 @@ class Scheduler:
             raise InvalidRequest("the prompt has no tokens: give at least one")
         if self.queue_reqs >= self.config.max_queued_requests:
             raise Overloaded(f"{self.queue_reqs} requests are waiting: try again later or raise --max-queued-requests")
-        req = Req.from_message(msg, self.clock(), self._media_names.key_ids(msg.input_ids, msg.media))
+        req = Req.from_message(msg, self.clock(), self._media_names.key_ids(msg.input_ids, msg.media or ()))
         self._fit(req)
         if msg.media and self.engines and not any(e.info.media_bytes for e in self.engines.values()):
             raise InvalidRequest(

@@ -147,7 +147,7 @@ def tokenized(
         priority=request.priority,
         cache_salt=request.cache_salt,
         timeout_s=request.timeout_s,
-        media=media.spans,
+        media=media.spans or None,
         positions=media.positions,
         position_delta=media.position_delta,
         grammar=grammar,

@@ -80,7 +80,7 @@ class GenerateRequest:
     chat: ChatInput | None = None
     text: str | None = None
     input_ids: list[int] | None = None
-    media: list[MediaSource] = field(default_factory=list)
+    media: list[MediaSource] | None = None
     """Images and videos of `text` or `input_ids`, one for each of the model's placeholders in it, in order. Those of a
     `chat` are in its messages."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -266,7 +266,7 @@ class TokenizedRequest:
     priority: int = 0
     cache_salt: str = ""
     timeout_s: float | None = None
-    media: list[MediaSpan] = field(default_factory=list)
+    media: list[MediaSpan] | None = None
     """Images and videos in the prompt, in order; `input_ids` has the model's placeholder there."""
     positions: I32 | None = None
     """[3, prompt tokens] of time, height and width, for models whose positions have three dimensions, in prompts with

@@ -23,9 +23,10 @@ def sources_of(request: m.GenerateRequest) -> list[m.MediaSource]:
         InvalidRequest: naming the part that is wrong.
     """
     if request.chat is None:
-        for source in request.media:
+        media = request.media or []
+        for source in media:
             _check_url(source.url, source.param or "media")
-        return request.media
+        return media
     return list(_in_messages(request.chat.messages))
 
 

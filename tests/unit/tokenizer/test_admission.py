@@ -52,7 +52,7 @@ def test_positions_ahead_of_indices_take_room_from_the_answer(model: Model, delt
 
 def test_a_prompt_of_words_has_no_media(model: Model) -> None:
     queued = admission.tokenized(request(), model, Prompt([65] * 8, "x"), None, "tok", 1)
-    assert (queued.media, queued.positions, queued.position_delta) == ([], None, 0)
+    assert (queued.media, queued.positions, queued.position_delta) == (None, None, 0)
     assert queued.sampling.max_new_tokens == CONTEXT_LENGTH - 8
 
 

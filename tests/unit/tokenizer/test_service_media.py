@@ -140,7 +140,7 @@ async def test_media_without_a_place_in_the_text_are_refused(stack: Stack) -> No
 async def test_a_text_that_only_spells_a_placeholder_needs_no_vision(stack: Stack) -> None:
     await stack.client.generate(text=f"What does {PICTURE} mean?")
     request = await stack.scheduler.requests.get()
-    assert (request.media, request.positions, request.position_delta) == ([], None, 0)
+    assert (request.media, request.positions, request.position_delta) == (None, None, 0)
     assert stack.vision.demands.empty()
 
 
