@@ -55,6 +55,7 @@ class LossyBus:
         self.max_payload_bytes = bus.max_payload_bytes
         self.request, self.gather, self.flush = bus.request, bus.gather, bus.flush
         self.announce, self.close = bus.announce, bus.close
+        self.put_object, self.get_object, self.delete_object = bus.put_object, bus.get_object, bus.delete_object
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         self.published += not subject.endswith(_BACKGROUND)

@@ -37,7 +37,15 @@ def test_a_thorough_warm_up_samples_with_filters_penalties_bias_and_logprobs() -
     plan = next(p for p in warm_up_plans(SPEC, thorough=True) if p.new_rows and p.new_rows[0].row == 1)
     init, plain = plan.new_rows[0], RowInit(1)
     same = {f.name for f in dataclasses.fields(RowInit) if getattr(init, f.name) == getattr(plain, f.name)}
-    assert same <= {"row", "temperature", "frequency_penalty", "num_generated", "history_ids", "output_ids"}
+    assert same <= {
+        "row",
+        "temperature",
+        "frequency_penalty",
+        "num_generated",
+        "history_ids",
+        "output_ids",
+        "position_delta",
+    }
     assert plan.ext_lp_starts is not None
     assert plan.ext_lp_starts.tolist() == [2046]
 
