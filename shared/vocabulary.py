@@ -6,12 +6,11 @@ Knows nothing of requests. Loaded once at start-up; encoding and decoding are bu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import orjson
 from tokenizers import Tokenizer
 
 from shared.errors import ConfigError
+from shared.json_file import read_json_object
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -74,23 +73,6 @@ def load_vocabulary(model_path: str | Path, model_vocab_size: int) -> Vocabulary
     except (ValueError, OSError) as fault:
         raise ConfigError(f"{path} cannot be read by the tokenizers library: {fault}") from fault
     return Vocabulary(tokenizer, model_vocab_size, _special_tokens(folder))
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file as a dict; a missing file is an empty one.
-
-    Raises:
-        ConfigError: not a JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as fault:
-        raise ConfigError(f"{path} is not JSON: {fault}") from fault
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} is not a JSON object")
-    return value
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

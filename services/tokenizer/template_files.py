@@ -12,8 +12,8 @@ from typing import Any
 from services.tokenizer.chat_template import ChatTemplate
 from services.tokenizer.media.placeholders import Placeholders
 from shared.errors import ConfigError, InvalidRequest
+from shared.json_file import read_json_object
 from shared.messages import ChatInput
-from shared.vocabulary import read_json_object
 
 BUILT_IN = Path(__file__).parent / "chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
