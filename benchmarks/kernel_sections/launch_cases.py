@@ -11,7 +11,7 @@ from services.worker.kernels.expert_routing import route
 from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendConfig, extend_config, plan_extend
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import IntConfig, arrival_counters, int_product
+from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand
 from services.worker.kernels.page_indices import page_indices
 from services.worker.kernels.rms_norm import add_rms_norm, head_rms_norm, rms_norm
@@ -297,7 +297,7 @@ def int_label(config: IntConfig) -> str:
 for _tokens, _shapes in INT_CANDIDATES.items():
     for _int in _shapes:
         CASES[f"candidate int4 T{_tokens} {int_label(_int)}"] = int_case(_int, _tokens)
-for _tokens in (1, 16, 32, 64, 256):
+for _tokens in (1, 16, 32, 64, MOST_TOKENS):
     CASES[f"int4 g128 T{_tokens}"] = int_case(None, _tokens)
 CASES["int4 g32 T1"] = int_case(None, 1, group=32)
 CASES["int4 g128 T1 fp16"] = int_case(None, 1, dtype=torch.float16)
