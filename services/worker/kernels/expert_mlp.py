@@ -116,6 +116,7 @@ def _weighted_sum_kernel(
     out_stride: tl.int64,
     WIDTH: tl.constexpr,
     TOP_K: tl.constexpr,
+    SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     token = tl.program_id(0).to(tl.int64)
@@ -124,8 +125,10 @@ def _weighted_sum_kernel(
     acc = tl.zeros([BLOCK], tl.float32)
     for i in tl.static_range(TOP_K):
         weight = tl.load(weights + token * TOP_K + i)
-        row = tl.load(products + (token * TOP_K + i) * WIDTH + column, mask=inside, other=0.0)
-        acc += weight * row.to(tl.float32)
+        for split in tl.static_range(SPLITS):
+            pair = (split * tl.num_programs(0) + token) * TOP_K + i
+            row = tl.load(products + pair * WIDTH + column, mask=inside, other=0.0)
+            acc += weight * row.to(tl.float32)
     tl.store(out + token * out_stride + column, acc.to(out.dtype.element_ty), mask=inside)
 
 
@@ -165,11 +168,24 @@ def expert_mlp(
     rows = torch.empty((pairs, hidden), dtype=x.dtype, device=x.device)
     _product(x, gate_up, inner, blocks, first, pairs, pairs_per_row=top_k, gated=True)
     _product(inner, down, rows, blocks, second, pairs, pairs_per_row=1, gated=False)
+    weighted_sum(rows.unsqueeze(0), weights, out)
+    return out
+
+
+def weighted_sum(products: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
+    """Add up each token's products by their weights, in fp32.
+
+    Args:
+        products: [S, T * top_k, N] contiguous; S parts of each product add up too.
+        weights: [T, top_k] float32.
+        out: [T, N], last dimension contiguous.
+    """
+    tokens, hidden = out.shape
     block = min(1024, triton.next_power_of_2(hidden))
     _weighted_sum_kernel[(tokens, triton.cdiv(hidden, block))](
-        rows, weights, out, out.stride(0), WIDTH=hidden, TOP_K=top_k, BLOCK=block, num_warps=4
-    )
-    return out
+        products, weights, out, out.stride(0),
+        WIDTH=hidden, TOP_K=weights.shape[1], SPLITS=len(products), BLOCK=block, num_warps=4,
+    )  # fmt: skip
 
 
 def _product(

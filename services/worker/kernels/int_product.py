@@ -49,7 +49,7 @@ class IntConfig:
 def int_config(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
     """The choice for a Hopper card."""
     rows, depth = tiles.codes.shape
-    block_k = _block_k(tiles.group, depth)
+    block_k = step_inputs(tiles.group, depth)
     steps, splits = triton.cdiv(depth, block_k), 1
     tile = next((tile for most, *tile in _FEW_TOKENS if tokens <= most), None)
     if tile is None:
@@ -65,7 +65,7 @@ def int_config(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
     return IntConfig(block_m, block_p, block_k, num_warps, num_stages, splits)
 
 
-def _block_k(group: int, depth: int) -> int:
+def step_inputs(group: int, depth: int) -> int:
     """Inputs of one step, all of one group."""
     if group == depth:
         return min(128, max(16, triton.next_power_of_2(depth)))
@@ -73,7 +73,7 @@ def _block_k(group: int, depth: int) -> int:
 
 
 @triton.jit
-def _nibbles(
+def nibbles(
     tile: tl.tensor, dtype: tl.constexpr, BASE: tl.constexpr, ASM: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Low and high halves of bytes plus BASE, a power of two whose bits they can be written into; and ones.
@@ -203,7 +203,7 @@ def _int_product_kernel(
             next_at = words_at + tl.minimum((start + BLOCK_K) // GROUP, LAST_GROUP) * 2 * ROWS
             words = tl.load(next_at)
             words_odd = tl.load(next_at + ROWS)
-            low, high, ones = _nibbles(tile, inputs.dtype, BASE, ASM)
+            low, high, ones = nibbles(tile, inputs.dtype, BASE, ASM)
             acc += scale[:, None] * tl.dot(low, inputs, zero, input_precision=PRECISION)
             acc_odd += scale_odd[:, None] * tl.dot(high, inputs, zero, input_precision=PRECISION)
             if SUMMED:

@@ -81,4 +81,5 @@ class ExpertWeights:
         joined = beside((gate, up))
         if len(joined) == 1:
             return joined[0]
+        self._place.sizes.expanded |= any(not isinstance(weight, Tensor) for weight in joined)
         return torch.cat([expanded(weight, self._place.dtype) for weight in joined])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from services.worker.kernels.expert_mlp import expert_mlp
-from services.worker.kernels.expert_routing import route
 from services.worker.kernels.rms_norm import add_rms_norm, rms_norm
 from services.worker.kernels.silu_and_mul import silu_and_mul
 from services.worker.models.dense_product import DenseProduct
 from services.worker.models.experts import Experts, RunExperts
 from services.worker.models.linear import Product
+from services.worker.models.triton_experts import TritonExperts
 from services.worker.models.triton_product import TritonFp8Product, TritonIntProduct, fits_scaled_product
-from services.worker.quantization.weights import Fp8Weight, Weight, expanded
+from services.worker.quantization.weights import Fp8Weight, Weight
 
 
 class TritonOps:
@@ -36,17 +35,4 @@ class TritonOps:
         return TritonIntProduct(weight)
 
     def run_experts(self, experts: Experts) -> RunExperts:
-        """Quantized experts are expanded."""
-        gate_up, down = (
-            stack if isinstance(stack, Tensor) else torch.stack([expanded(w, experts.dtype) for w in stack])
-            for stack in (experts.gate_up, experts.down)
-        )
-        for given, stack in ((experts.gate_up, gate_up), (experts.down, down)):
-            for weight, plain in zip(given, stack, strict=True):
-                experts.sizes.add(weight, plain.nbytes, experts.dtype)
-
-        def run(x: Tensor, router_logits: Tensor) -> Tensor:
-            weights, chosen = route(router_logits, experts.top_k, renormalize=experts.renormalize)
-            return expert_mlp(x, gate_up, down, weights, chosen)
-
-        return run
+        return TritonExperts(experts)
