@@ -1,6 +1,7 @@
-"""Quantized weights on one GPU against bf16: the products of a Llama-3.1-8B layer, and whole engines of that shape.
+"""Quantized weights on one GPU against bf16: the products of a Llama-3.1-8B layer, the experts of a layer of
+Mixtral-8x7B and of Qwen3-30B-A3B, and whole engines of Llama's shape.
 
-    python -m benchmarks.quantization [--sections products engines] [--search]
+    python -m benchmarks.quantization [--sections products experts engines] [--search]
 
 Partial results are printed as they come; one JSON document is last. The whole run stays under four minutes.
 """
@@ -17,7 +18,9 @@ from typing import Any
 
 from benchmarks.report import Report
 
-SECTIONS = ("products", "engines")
+SECTIONS = ("products", "experts", "engines")
+KERNELS = {"products": "int4", "experts": "packed experts"}
+"""Launch cases of a section."""
 COMPILE = [sys.executable, "-m", "benchmarks.kernel_sections.compile_sm90"]
 
 
@@ -30,12 +33,15 @@ def main() -> None:
     args = parser.parse_args()
     report = Report("quantization", args)
     started_s = time.monotonic()
-    if not args.no_precompile:
+    for section in [] if args.no_precompile else [name for name in KERNELS if name in args.sections]:
         skip = [] if args.search else ["--skip", "candidate"]
         done = subprocess.run(
-            [*COMPILE, "--match", "int4", *skip], cwd=Path(__file__).parents[1], capture_output=True, text=True
+            [*COMPILE, "--match", KERNELS[section], *skip],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
         )
-        report.note(f"kernels compiled in {time.monotonic() - started_s:.0f} s, exit {done.returncode}")
+        report.note(f"kernels compiled after {time.monotonic() - started_s:.0f} s, exit {done.returncode}")
     import torch
 
     from benchmarks.kernel_sections.timing import measure_ceilings
@@ -54,6 +60,10 @@ def main() -> None:
         from benchmarks.quantization_sections import products
 
         figures["products"] = products.measure(report, ceilings, search=args.search)
+    if "experts" in args.sections:
+        from benchmarks.quantization_sections import experts
+
+        figures["experts"] = experts.measure(report, ceilings, search=args.search)
     if "engines" in args.sections:
         from benchmarks.quantization_sections import engines
 

@@ -42,7 +42,7 @@ class Usage:
     """Not 0: registers spilled to local memory."""
     shared_bytes: int
     wgmma: int
-    """Hopper matrix instructions in the machine code (HGMMA), with `--sass`."""
+    """Hopper matrix instructions in the machine code (HGMMA; QGMMA with 8-bit floats), with `--sass`."""
     mma: int
     """Older matrix instructions (HMMA)."""
     async_copies: int
@@ -112,7 +112,7 @@ def usage(case: str, name: str, kernel: Any, sass: bool) -> Usage:
     registers, stack = found.groups()
     return Usage(
         case, name, kernel.metadata.num_warps, kernel.metadata.num_stages, int(registers), int(stack),
-        kernel.metadata.shared, len(re.findall(r"\bHGMMA", code)), len(re.findall(r"\bHMMA", code)),
+        kernel.metadata.shared, len(re.findall(r"\b[HQ]GMMA", code)), len(re.findall(r"\bHMMA", code)),
         len(re.findall(r"\bLDGSTS", code)), len(re.findall(r"\b(?:LDL|STL)\b", code)),
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def main() -> None:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         shares = [pool.submit(compile_cases, names[i::jobs], options.sass) for i in range(jobs)]
         table = sorted((row for share in shares for row in share.result()), key=lambda row: names.index(row.case))
-    print(f"{'case':44} {'kernel':28} warps stages regs stack shared  HGMMA HMMA LDGSTS LDL+STL")
+    print(f"{'case':44} {'kernel':28} warps stages regs stack shared   GMMA HMMA LDGSTS LDL+STL")
     for row in table:
         print(
             f"{row.case:44} {row.kernel:28} {row.num_warps:5} {row.num_stages:6} {row.registers:4} {row.stack_bytes:5} "

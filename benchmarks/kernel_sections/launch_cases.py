@@ -7,12 +7,15 @@ from collections.abc import Callable
 import torch
 
 from services.worker.kernels.expert_mlp import expert_config, expert_mlp
-from services.worker.kernels.expert_routing import route
+from services.worker.kernels.expert_routing import assign_blocks, route
+from services.worker.kernels.expert_tiles import ExpertTiles
 from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendConfig, extend_config, plan_extend
 from services.worker.kernels.fp8_rows import fp8_rows
 from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand
+from services.worker.kernels.packed_config import PackedConfig, packed_configs
+from services.worker.kernels.packed_experts import down_product, gated_product
 from services.worker.kernels.page_indices import page_indices
 from services.worker.kernels.rms_norm import add_rms_norm, head_rms_norm, rms_norm
 from services.worker.kernels.rotary import rotate_and_store
@@ -235,6 +238,90 @@ def _experts(name: str, tokens: int, load: float) -> Callable[[], None]:
 for _name in MOE_SHAPES:
     for _load in (1, 32, 128, 1024):
         CASES[f"experts {_name} load {_load}"] = _experts(_name, 2 if _load == 1 else 600, _load)
+
+PACKED_FORMS = {
+    "4-bit": (torch.uint8, 128),
+    "fp8": (torch.float8_e4m3fn, None),
+    "fp8 block": (torch.float8_e4m3fn, 128),
+}
+"""Codes, and the inputs that share a scale; None: all."""
+PACKED_CANDIDATES = {
+    form: [PackedConfig(*shape, operands) for operands, shapes in kinds.items() for shape in shapes]
+    for form, kinds in {
+        "4-bit": {
+            "codes": [
+                (8, 32, 128, 2, 4), (8, 16, 128, 1, 4), (8, 32, 128, 2, 6), (8, 64, 128, 4, 4),
+                (16, 32, 128, 2, 4), (16, 16, 128, 1, 4), (16, 64, 128, 4, 3), (32, 32, 128, 2, 4), (32, 64, 128, 4, 3),
+                (64, 32, 128, 4, 3), (64, 64, 64, 4, 3),
+            ],
+            "weights": [
+                (16, 64, 128, 4, 3), (32, 64, 64, 4, 4), (64, 64, 64, 4, 4), (64, 64, 128, 4, 3), (64, 64, 32, 4, 5),
+                (64, 128, 64, 8, 3), (128, 64, 64, 4, 3), (128, 64, 32, 4, 4), (128, 128, 64, 8, 3),
+                (128, 64, 64, 8, 3),
+            ],
+        },
+        "fp8": {
+            "codes": [
+                (8, 32, 128, 2, 4), (8, 16, 128, 1, 4), (8, 16, 256, 2, 4), (8, 64, 128, 4, 4), (16, 32, 128, 2, 4),
+                (16, 64, 128, 4, 3), (32, 32, 128, 2, 4), (32, 64, 128, 4, 3), (64, 64, 64, 4, 4), (64, 64, 128, 4, 3),
+                (128, 64, 64, 4, 3), (128, 64, 64, 8, 3),
+            ],
+            "rounded": [
+                (16, 64, 128, 4, 4), (32, 64, 128, 4, 4), (64, 64, 128, 4, 4), (64, 128, 128, 8, 3),
+                (128, 64, 128, 4, 3), (128, 128, 128, 8, 3), (128, 128, 64, 8, 4), (128, 64, 128, 8, 3),
+            ],
+        },
+    }.items()
+}  # fmt: skip
+"""Tiles to choose from."""
+
+
+def packed_tiles(form: str, num_experts: int, width: int, depth: int) -> ExpertTiles:
+    """Tiles that take the memory of one expert."""
+    kind, group = PACKED_FORMS[form]
+    bits, group = (4 if kind == torch.uint8 else 8), group or depth
+    codes = torch.empty(1, width // 2 if bits == 4 else width, depth, dtype=kind).expand(num_experts, -1, -1)
+    table = ints(1, depth // group, 2, width // 2) if bits == 4 else empty(1, depth // group, width).float()
+    factors = empty(num_experts, dtype=torch.float32)
+    return ExpertTiles(bits, codes, table.expand(num_experts, *table.shape[1:]), factors, None, width, group)
+
+
+def _packed(
+    name: str, form: str, tile: float | PackedConfig, dtype: torch.dtype = torch.bfloat16
+) -> Callable[[], None]:
+    """Both products of a layer, with a tile or with the one for some pairs an expert."""
+
+    def launch() -> None:
+        num_experts, top_k, hidden, intermediate = MOE_SHAPES[name]
+        gate_up = packed_tiles(form, num_experts, 2 * intermediate, hidden)
+        down = packed_tiles(form, num_experts, hidden, intermediate)
+        pair = (tile, tile) if isinstance(tile, PackedConfig) else packed_configs(tile, gate_up, down, dtype)
+        tokens = 1 if pair[0].block_m <= 16 else 600
+        blocks = assign_blocks(ints(tokens, top_k), num_experts, pair[0].block_m)
+        inner = gated_product(empty(tokens, hidden, dtype=dtype), gate_up, blocks, pair[0], top_k)
+        down_product(inner, down, blocks, pair[1])
+
+    return launch
+
+
+def packed_label(config: PackedConfig) -> str:
+    return (
+        f"m{config.block_m} p{config.block_p} k{config.block_k} w{config.num_warps} s{config.num_stages} "
+        f"{config.operands}"
+    )
+
+
+for _name in MOE_SHAPES:
+    for _form, _configs in PACKED_CANDIDATES.items():
+        for _packed_config in _configs:
+            CASES[f"candidate packed experts {_form} {_name} {packed_label(_packed_config)}"] = _packed(
+                _name, _form, _packed_config
+            )
+    for _form in PACKED_FORMS:
+        for _load in (1, 8, 32, 64, 256):
+            CASES[f"packed experts {_form} {_name} load {_load}"] = _packed(_name, _form, _load)
+CASES["packed experts 4-bit fp16"] = _packed("Qwen3-30B-A3B", "4-bit", 1, dtype=torch.float16)
+CASES["packed experts 4-bit fp32"] = _packed("Qwen3-30B-A3B", "4-bit", 1, dtype=torch.float32)
 
 
 def _token_logprobs() -> None:

@@ -42,12 +42,16 @@ def measure(report: Report, ceilings: Ceilings, *, search: bool) -> Row:
 
 
 def int4_weight(weight: torch.Tensor) -> IntTiles:
-    """Rounded to the nearest of 16 steps between a group's least and greatest value."""
+    return make_tiles(4, *int4_codes(weight))
+
+
+def int4_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, scales and offsets: the nearest of 16 steps between a group's least and greatest value."""
     groups = weight.float().unflatten(1, (-1, GROUP))
     low, high = groups.amin(2), groups.amax(2)
     scales = ((high - low) / 15).clamp_min(1e-8)
     codes = ((groups - low.unsqueeze(2)) / scales.unsqueeze(2)).round().clamp(0, 15).to(torch.uint8).flatten(1)
-    return make_tiles(4, codes, scales, low)
+    return codes, scales, low
 
 
 def fp8_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -78,4 +78,4 @@ def _paired(rows: torch.Tensor) -> torch.Tensor:
     """Features [N, ...] as 0, N / 2, 1, N / 2 + 1, ...; an odd number gets one more, of zeros."""
     if len(rows) % 2:
         rows = torch.cat((rows, torch.zeros_like(rows[:1])))
-    return rows.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+    return rows.reshape(2, len(rows) // 2, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)

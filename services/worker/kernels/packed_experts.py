@@ -1,15 +1,12 @@
 """Mixture of experts with weights of 4 or 8 bits: two grouped products and a weighted sum, weights stay packed.
 
-Like `int_product.py` with pairs of `expert_routing` for tokens: codes are the left operand, so that an expert with few
-tokens wastes little of a tile. For few tokens codes go into the matrix unit as they are, and a group's scale multiplies
-what came out, which costs least for each code; for many the weight itself goes in, which costs least for each token.
-Where few programs would read a weight its inputs are split, and the weighted sum adds up the splits too. Called by
-`models/triton_experts.py`.
+Like `int_product.py`, with the pairs of `expert_routing` for tokens: codes are the left operand, so that an expert with
+few tokens wastes little of a tile. What is done to them before the matrix unit is the tile's choice
+(`packed_config.py`). Where few programs would read a weight its inputs are split, and the weighted sum adds up the
+splits too. Called by `models/triton_experts.py`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -19,55 +16,16 @@ from services.worker.kernels.device import INTERPRETED, sm_count
 from services.worker.kernels.expert_mlp import BLOCK_GROUP, weighted_sum
 from services.worker.kernels.expert_routing import ExpertBlocks, assign_blocks
 from services.worker.kernels.expert_tiles import ExpertTiles
-from services.worker.kernels.int_product import nibbles, step_inputs
+from services.worker.kernels.fp8_rows import fp8_rows
+from services.worker.kernels.int_product import nibbles
 from services.worker.kernels.int_tiles import halves
-
-_MOST_SPLITS, _LEAST_STEPS, _WARPS_PER_SM = 8, 4, 12
-
-
-@dataclass(frozen=True, slots=True)
-class PackedConfig:
-    """Tile of a grouped product."""
-
-    block_m: int
-    """Pairs."""
-    block_p: int
-    """Rows of codes; of 8 bits and gated: of gate and of up each."""
-    block_k: int
-    """At most; a step is also within one group."""
-    num_warps: int
-    num_stages: int
-    expanded: bool
-    """Weights are scaled before the product."""
-
-
-_FOUR_BITS = {
-    8: PackedConfig(8, 32, 128, 2, 4, False),
-    16: PackedConfig(16, 32, 128, 2, 4, False),
-    32: PackedConfig(32, 32, 128, 2, 4, False),
-    64: PackedConfig(64, 64, 64, 4, 4, True),
-    128: PackedConfig(128, 64, 64, 4, 3, True),
-}
-_EIGHT_BITS = {
-    8: PackedConfig(8, 32, 128, 2, 4, False),
-    16: PackedConfig(16, 32, 128, 2, 4, False),
-    32: PackedConfig(32, 32, 128, 2, 4, False),
-    64: PackedConfig(64, 64, 64, 4, 4, False),
-    128: PackedConfig(128, 64, 64, 4, 3, False),
-}
-_BLOCKS = [(4, 8), (12, 16), (48, 32), (96, 64)]
-"""Most pairs an expert gets in the mean, then pairs of a tile."""
-
-
-def packed_config(pairs_per_expert: float, bits: int) -> PackedConfig:
-    """The choice for a Hopper card, for both products."""
-    block_m = next((block for most, block in _BLOCKS if pairs_per_expert <= most), 128)
-    return (_FOUR_BITS if bits == 4 else _EIGHT_BITS)[block_m]
+from services.worker.kernels.packed_config import PackedConfig, packed_configs, splits_of, step_inputs_of
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
 def _packed_product_kernel(
     x: tl.tensor,
+    x_scales: tl.tensor,
     codes: tl.tensor,
     table: tl.tensor,
     factors: tl.tensor,
@@ -88,7 +46,7 @@ def _packed_product_kernel(
     PAIRS_PER_ROW: tl.constexpr,
     GATED: tl.constexpr,
     ORDERED: tl.constexpr,
-    EXPANDED: tl.constexpr,
+    OPERANDS: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -124,7 +82,8 @@ def _packed_product_kernel(
     first = tl.program_id(1) * SHARE
     codes_at = codes + (expert * CODE_ROWS + read_row)[:, None] * DEPTH + depth[None, :]
     table_at = table + expert * GROUPS * FEATURES + read_row
-    x_rows = x + (pair // PAIRS_PER_ROW)[None, :] * x_stride
+    x_row = pair // PAIRS_PER_ROW
+    x_rows = x + x_row[None, :] * x_stride
     acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
     acc_second = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
     zero = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
@@ -154,7 +113,7 @@ def _packed_product_kernel(
             low, high, ones = nibbles(tile, inputs.dtype, BASE, ASM)
             offset -= BASE * scale
             offset_second -= BASE * scale_second
-            if EXPANDED:
+            if OPERANDS == "weights":
                 low = (low.to(tl.float32) * scale[:, None] + offset[:, None]).to(inputs.dtype)
                 high = (high.to(tl.float32) * scale_second[:, None] + offset_second[:, None]).to(inputs.dtype)
                 acc = tl.dot(low, inputs, acc, input_precision=PRECISION)
@@ -191,6 +150,10 @@ def _packed_product_kernel(
         acc *= tl.load(table_at)[:, None]
         if GATED:
             acc_second *= tl.load(table_at + ROWS)[:, None]
+    if OPERANDS == "rounded":
+        x_scale = tl.load(x_scales + x_row, mask=real, other=0.0)
+        acc *= x_scale[None, :]
+        acc_second *= x_scale[None, :]
     out_at = out + (tl.program_id(1) * num_pairs.to(tl.int64) + pair)[None, :] * WIDTH + row[:, None]
     inside = (row < ROWS)[:, None] & real[None, :]
     if GATED:
@@ -230,8 +193,7 @@ def packed_expert_mlp(
     if tokens == 0:
         return out
     num_experts, pairs, top_k = len(down.codes), experts.numel(), experts.shape[1]
-    load = pairs / num_experts
-    first, second = configs or (packed_config(load, gate_up.bits), packed_config(load, down.bits))
+    first, second = configs or packed_configs(pairs / num_experts, gate_up, down, x.dtype)
     blocks = assign_blocks(experts, num_experts, first.block_m)
     inner = gated_product(x, gate_up, blocks, first, top_k)
     weighted_sum(down_product(inner, down, blocks, second), weights, out)
@@ -249,26 +211,12 @@ def gated_product(
 
 def down_product(inner: torch.Tensor, down: ExpertTiles, blocks: ExpertBlocks, config: PackedConfig) -> torch.Tensor:
     """Products [S, P, N] of inner [P, I]; S parts of a sum: in fp32, or one alone in the dtype of `inner`."""
-    pairs, depth = inner.shape
-    splits = _splits(min(pairs, len(down.codes)), down.codes.shape[1], triton.cdiv(depth, _step(down, config)), config,
-                     sm_count(inner.device))  # fmt: skip
+    pairs = len(inner)
+    splits = splits_of(down, config, pairs, sm_count(inner.device))
     dtype = torch.float32 if splits > 1 else inner.dtype
     rows = torch.empty((splits, pairs, down.width), dtype=dtype, device=inner.device)
     _product(inner, down, rows, blocks, config, pairs_per_row=1, gated=False)
     return rows
-
-
-def _step(tiles: ExpertTiles, config: PackedConfig) -> int:
-    return min(config.block_k, step_inputs(tiles.group, tiles.codes.shape[2]))
-
-
-def _splits(experts: int, rows: int, steps: int, config: PackedConfig, sms: int) -> int:
-    """Parts of the inputs, so that as many programs as keep the memory busy read the weights of `experts`."""
-    programs, splits = experts * triton.cdiv(rows, config.block_p), 1
-    wanted = sms * _WARPS_PER_SM // config.num_warps
-    while splits < _MOST_SPLITS and programs * splits < wanted and steps >= 2 * _LEAST_STEPS * splits:
-        splits *= 2
-    return splits
 
 
 def _product(
@@ -281,15 +229,17 @@ def _product(
     _, rows, depth = tiles.codes.shape
     if gated and tiles.bits == 8:
         rows //= 2
+    inputs, scales = fp8_rows(x) if config.operands == "rounded" else (x, tiles.table)
+    order = tiles.factors if tiles.order is None else tiles.order
     groups = triton.cdiv(blocks.block_experts.shape[0], BLOCK_GROUP)
     _packed_product_kernel[(groups * BLOCK_GROUP * triton.cdiv(rows, config.block_p), splits)](
-        x, tiles.codes, tiles.table, tiles.factors, tiles.factors if tiles.order is None else tiles.order, out,
-        blocks.pairs, blocks.block_experts, blocks.num_blocks, x.stride(0), num_pairs,
+        inputs, scales, tiles.codes, tiles.table, tiles.factors, order, out, blocks.pairs, blocks.block_experts,
+        blocks.num_blocks, inputs.stride(0), num_pairs,
         WIDTH=width, ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
         BASE=128 if x.dtype == torch.bfloat16 else 1024 if x.dtype == torch.float16 else 0,
         ASM=not INTERPRETED and x.dtype != torch.float32,
-        PAIRS_PER_ROW=pairs_per_row, GATED=gated, ORDERED=tiles.order is not None, EXPANDED=config.expanded,
-        SPLITS=splits, BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=_step(tiles, config),
+        PAIRS_PER_ROW=pairs_per_row, GATED=gated, ORDERED=tiles.order is not None, OPERANDS=config.operands,
+        SPLITS=splits, BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=step_inputs_of(tiles, config),
         BLOCK_GROUP=BLOCK_GROUP, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

@@ -6,6 +6,7 @@ Nothing waits for the device, and what is launched depends on shapes alone: a CU
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -24,23 +25,22 @@ class TritonExperts:
 
     def __init__(self, experts: Experts) -> None:
         self._top_k, self._renormalize = experts.top_k, experts.renormalize
-        packed = _stack(experts.gate_up), _stack(experts.down)
-        self._mlp: Callable[[Tensor, Tensor, Tensor], Tensor]
-        if packed[0] is not None and packed[1] is not None:
-            gate_up, down = packed
+        gate_up, down = _stack(experts.gate_up), _stack(experts.down)
+        self._mlp: Callable[..., Tensor]
+        if gate_up is not None and down is not None:
             sizes = gate_up.nbytes, down.nbytes
-            self._mlp = lambda x, weights, chosen: packed_expert_mlp(x, gate_up, down, weights, chosen)
+            self._mlp = functools.partial(packed_expert_mlp, gate_up=gate_up, down=down)
         else:
             plain = _plain(experts.gate_up, experts.dtype), _plain(experts.down, experts.dtype)
             sizes = plain[0].nbytes, plain[1].nbytes
-            self._mlp = lambda x, weights, chosen: expert_mlp(x, *plain, weights, chosen)
+            self._mlp = functools.partial(expert_mlp, gate_up=plain[0], down=plain[1])
         for weights, nbytes in zip((experts.gate_up, experts.down), sizes, strict=True):
             for weight in weights:
                 experts.sizes.add(weight, nbytes // len(weights), experts.dtype)
 
     def __call__(self, x: Tensor, router_logits: Tensor) -> Tensor:
         weights, chosen = route(router_logits, self._top_k, renormalize=self._renormalize)
-        return self._mlp(x, weights, chosen)
+        return self._mlp(x, weights=weights, experts=chosen)
 
 
 def _plain(weights: Tensor | list[Weight], dtype: torch.dtype) -> Tensor:

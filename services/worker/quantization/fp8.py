@@ -44,10 +44,7 @@ class Fp8:
 
 
 class RoundedToFp8:
-    """Plain weights of any checkpoint, rounded after loading (--quantization fp8).
-
-    Experts stay plain, since no kernel here computes with theirs in 8 bits.
-    """
+    """Plain weights of any checkpoint, rounded after loading (--quantization fp8)."""
 
     name = "fp8, rounded while loading"
 
@@ -59,7 +56,7 @@ class RoundedToFp8:
         self._dtype = dtype
 
     def stored(self, part: Part, shapes: Shapes | None, device: torch.device) -> Stored | None:
-        if usually_plain(part.name) or ".experts." in part.name:
+        if usually_plain(part.name):
             return None
         weight = torch.empty((part.width, part.depth), dtype=self._dtype, device=device)
         target = Target(weight, (part.out_features, part.in_features), (part.rows, part.columns))
