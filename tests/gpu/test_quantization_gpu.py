@@ -102,8 +102,9 @@ def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, ca
     assert np.abs(ours - wanted).max() < 0.05
 
 
-def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Path) -> None:
-    plain = plain_checkpoint("llama", tmp_path / "plain")
+@pytest.mark.parametrize("model", ["llama", "mixtral"])
+def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Path, model: str) -> None:
+    plain = plain_checkpoint(model, tmp_path / "plain")
     ids = prompt(60)
     flags = {"device": "cuda", "dtype": "bfloat16", "attention_backend": "triton"}
     rounded = every_logprob(Driver(make_engine(plain, quantization="fp8", **flags)), ids, chunk=23)
@@ -111,10 +112,14 @@ def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Pat
     assert 1e-4 < np.abs(rounded - exact).mean() < 0.1
 
 
-@pytest.mark.parametrize("case", ["awq 32", "gptq act-order 32", "compressed-tensors fp8 channel"])
-def test_captured_decode_steps_repeat_what_the_prompt_gave(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "case"),
+    [("llama", "awq 32"), ("llama", "gptq act-order 32"), ("llama", "compressed-tensors fp8 channel"),
+     ("mixtral", "awq 32"), ("qwen3-moe", "fp8 block")],
+)  # fmt: skip
+def test_captured_decode_steps_repeat_what_the_prompt_gave(tmp_path: Path, model: str, case: str) -> None:
     """Greedy tokens by decode steps, from CUDA graphs, are those without graphs."""
-    plain = plain_checkpoint("llama", tmp_path / "plain")
+    plain = plain_checkpoint(model, tmp_path / "plain")
     quantized_checkpoint(plain, case, tmp_path / "quantized", tmp_path / "meant")
     prompts = [prompt(n, seed=n) for n in (5, 61, 17)]
     flags = {"device": "cuda", "dtype": "float16", "attention_backend": "triton"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -9,11 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from services.worker.kernels.reference import experts as reference
+from services.worker.models.expert_weights import ExpertWeights
+from services.worker.models.place import Place
+from services.worker.models.triton_ops import TritonOps
+from services.worker.quantization.scheme import choose_scheme
+from services.worker.tensor_parallel import Alone, Shard
+from shared.moe_config import MoeConfig
 from tests.unit.worker.driver import Driver, make_engine
+from tests.unit.worker.kernels.closeness import assert_close
 from tests.unit.worker.quantization.checkpoints import plain_checkpoint, quantized_checkpoint
-from tests.unit.worker.ranks import Ranks
+from tests.unit.worker.quantization.writers import CASES
 from tests.unit.worker.test_models import every_logprob, prompt
-from tests.unit.worker.test_tensor_parallel import script
 
 SMALL = {"dtype": "float32", "max_running_requests": 4, "max_total_tokens": 256, "max_prefill_tokens": 16}
 
@@ -36,11 +44,30 @@ def test_experts_stay_packed_and_compute_what_is_meant(
     assert not any("were expanded" in record.message for record in caplog.records)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="ranks on GPUs are tested in tests/gpu")
-def test_ranks_share_packed_experts(tmp_path: Path) -> None:
-    plain = plain_checkpoint("mixtral", tmp_path / "plain")
-    quantized_checkpoint(plain, "awq 32", tmp_path / "quantized", tmp_path / "meant")
-    plans, alone = script(tmp_path / "quantized")
-    flags = {"attention_backend": "triton", "dtype": "float32"}
-    with Ranks(tmp_path / "quantized", 2, **flags) as ranks:
-        assert ranks.tokens(plans) == alone
+@pytest.mark.parametrize("case", ["awq 32", "compressed-tensors int4 zero points -1", "fp8 block", "fp8 tensor"])
+def test_the_outputs_of_ranks_that_share_packed_experts_add_up(case: str, device: torch.device) -> None:
+    """Each has half of gate's and of up's outputs, one stack, and the same half of down's inputs."""
+    hidden, width, num_experts, path = 64, 128, 3, "layers.0.mlp.experts."
+    tensors: dict[str, torch.Tensor] = {}
+    meant: dict[str, list[torch.Tensor]] = {"gate_proj": [], "up_proj": [], "down_proj": []}
+    for index, (name, into) in itertools.product(range(num_experts), meant.items()):
+        shape = (hidden, width) if name == "down_proj" else (width, hidden)
+        written, weight = CASES[case].write(torch.randn(shape, dtype=torch.float64).numpy() * 0.1)
+        tensors |= {f"{index}.{name}.{tensor}": value for tensor, value in written.items()}
+        into.append(torch.from_numpy(weight))
+    scheme = choose_scheme(dict(CASES[case].config), "auto", torch.float32)
+    moe = MoeConfig(num_experts, 2, width, True, 0, frozenset({0}))
+    shapes = {path + name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    x, logits = torch.randn(7, hidden), torch.randn(7, num_experts)
+    total = torch.zeros(7, hidden, device=device)
+    for rank in range(2):
+        shard = Shard(rank, 2, slice(0, 1), slice(0, 1), slice(0, 1), [1, 1])
+        place = Place(shard, Alone(), TritonOps(), torch.float32, device, scheme, shapes, path=path)
+        weights = ExpertWeights(hidden, moe, place)
+        for name, target in weights.targets().items():
+            target.into.copy_(tensors[name][target.take])
+        total += place.ops.run_experts(weights.read())(x.to(device), logits.to(device))
+        assert not place.sizes.expanded
+    gates, ups, downs = (torch.stack(one) for one in meant.values())
+    routed = reference.route(logits.double(), 2, True)
+    assert_close(total, reference.expert_mlp(x.double(), torch.cat((gates, ups), dim=1), downs, *routed), 1e-3)
