@@ -76,7 +76,7 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
     if device.type == "cpu" and not can_pack(dtype):
         log.warning("this torch cannot reorder weights for oneDNN: matrix products will be slower", dtype=config.dtype)
     comm = _join(config, device, log)
-    scheme = choose_scheme(quantization_config(config.model_path), config.quantization, dtype)
+    scheme = choose_scheme(quantization_config(config.model_path), config.quantization)
     if config.quantization == "fp8" and device.type == "cpu":
         raise ConfigError("--quantization fp8 is of no use on a CPU, which has no 8-bit floats: leave it out")
     shapes = None if scheme is None or config.load_format == "dummy" else shapes_of(config.model_path)

@@ -86,7 +86,7 @@ class _Loading:
                 continue
             self._seen.add(piece.name)
             if piece.shape == target.shape:
-                self._copies.add(tensor, piece.index(target.take), target.into)
+                self._copies.add(tensor, piece.index(target.take), target.into, target.write)
             else:
                 want = list(target.shape)
                 self._misshapen.append(f"{piece.name} is {list(piece.shape)}, config.json wants {want}")
@@ -121,7 +121,11 @@ def load_dummy(targets: Mapping[str, Target]) -> None:
             target.into.copy_(codes.random_(limits.min, limits.max, generator=generator)[target.take])
             continue
         values = torch.empty(target.shape, device=device).normal_(0.0, DUMMY_SCALE, generator=generator)
-        target.into.copy_(values[target.take].add_(1.0 if target.is_norm else 0.0))
+        values = values[target.take].add_(1.0 if target.is_norm else 0.0)
+        if target.write is None:
+            target.into.copy_(values)
+        else:
+            target.write(values, slice(0, len(values)))
 
 
 def tensor_names(folder: str | Path) -> set[str]:

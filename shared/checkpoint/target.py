@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 ALL = slice(None)
+WriteRows = Callable[[Tensor, slice], None]
+"""Takes values [rows, ...] on the device of what they are for, and the rows of it; several threads call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,8 @@ class Target:
     take: tuple[slice, ...]
     is_norm: bool = False
     """Factors around one: what random weights should be, too."""
+    write: WriteRows | None = None
+    """Where `into` does not hold the values as they are: what to do with some of its rows' instead of copying them."""
 
 
 def whole(into: Tensor, *, is_norm: bool = False) -> Target:

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor
 
 from shared.checkpoint.checkpoint_names import Index
+from shared.checkpoint.target import WriteRows
 from shared.log import Log
 
 CHUNK_BYTES = 16 << 20
 GPU_THREADS, CPU_THREADS = 8, 4
+WRITTEN_SHARE = 4
+"""Of such a chunk where values are computed with, which takes several times their memory."""
 LINE_S = 1.0
 """A line of progress at most this often."""
 
@@ -62,10 +65,21 @@ class WeightCopies(AbstractContextManager["WeightCopies"]):
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the threads' streams do not wait for what made the memory
 
-    def add(self, source: Slices, index: Index, into: Tensor) -> None:
-        """Copy `source[index]` to `into`, which has its shape; the dtype may differ."""
-        for part, rows in chunks(index, into, self._chunk_bytes):
-            self._under_way.append((self._pool.submit(self._copy, source, part, rows), rows.nbytes))
+    def add(self, source: Slices, index: Index, into: Tensor, write: WriteRows | None = None) -> None:
+        """Copy `source[index]` to `into`, which has its shape; the dtype may differ.
+
+        Args:
+            write: gets the values, whole rows of `into`, instead.
+        """
+        if write is None:
+            for part, rows in chunks(index, into, self._chunk_bytes):
+                self._under_way.append((self._pool.submit(self._copy, source, part, rows), rows.nbytes))
+            return
+        row = 0
+        for part, rows in chunks(index, into, self._chunk_bytes // WRITTEN_SHARE):
+            place = slice(row, row + len(rows))
+            self._under_way.append((self._pool.submit(self._write, source, part, write, place), rows.nbytes))
+            row = place.stop
 
     def wait(self) -> None:
         """Return when all is copied.
@@ -96,6 +110,17 @@ class WeightCopies(AbstractContextManager["WeightCopies"]):
         with torch.cuda.stream(self._stream()):
             pinned = self._pinned(into.nbytes).view(into.dtype).view(into.shape)
             into.copy_(pinned.copy_(source[index]), non_blocking=True)
+        self._stream().synchronize()
+
+    def _write(self, source: Slices, index: Index, write: WriteRows, rows: slice) -> None:
+        """On a thread of the pool."""
+        values = source[index]
+        if self._device.type != "cuda":
+            write(values, rows)
+            return
+        with torch.cuda.stream(self._stream()):
+            pinned = self._pinned(values.nbytes).view(values.dtype).view(values.shape)
+            write(pinned.copy_(values).to(self._device, non_blocking=True), rows)
         self._stream().synchronize()
 
     def _stream(self) -> torch.cuda.Stream:

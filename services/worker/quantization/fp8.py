@@ -44,23 +44,22 @@ class Fp8:
 
 
 class RoundedToFp8:
-    """Plain weights of any checkpoint, rounded after loading (--quantization fp8)."""
+    """Plain weights of any checkpoint, rounded as they are read (--quantization fp8): no plain one is ever whole."""
 
     name = "fp8, rounded while loading"
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        """
-        Args:
-            dtype: that the weights are loaded in.
-        """
-        self._dtype = dtype
 
     def stored(self, part: Part, shapes: Shapes | None, device: torch.device) -> Stored | None:
         if usually_plain(part.name):
             return None
-        weight = torch.empty((part.width, part.depth), dtype=self._dtype, device=device)
-        target = Target(weight, (part.out_features, part.in_features), (part.rows, part.columns))
-        return Stored({"weight": target}, lambda: fp8_of(weight))
+        codes = torch.empty((part.width, part.depth), dtype=FP8, device=device)
+        scales = torch.empty((part.width, 1), dtype=torch.float32, device=device)
+
+        def write(values: Tensor, rows: slice) -> None:
+            rounded = fp8_of(values)
+            codes[rows], scales[rows] = rounded.codes, rounded.scales
+
+        target = Target(codes, (part.out_features, part.in_features), (part.rows, part.columns), write=write)
+        return Stored({"weight": target}, lambda: Fp8Weight(codes, scales))
 
 
 def fp8_stored(

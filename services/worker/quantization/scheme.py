@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from services.worker.quantization.awq import Awq
 from services.worker.quantization.compressed_tensors import CompressedTensors
 from services.worker.quantization.fp8 import Fp8, RoundedToFp8
@@ -38,19 +36,18 @@ def quantization_config(folder: str | Path) -> dict[str, Any] | None:
     return {"quant_method": "gptq", **old} if old else config or None
 
 
-def choose_scheme(config: dict[str, Any] | None, flag: str, dtype: torch.dtype) -> Scheme | None:
+def choose_scheme(config: dict[str, Any] | None, flag: str) -> Scheme | None:
     """None: every product has a plain weight.
 
     Args:
         config: of `quantization_config`.
         flag: --quantization.
-        dtype: of plain weights.
 
     Raises:
         ConfigError: a format that is not supported, a field of it that is wrong, or a flag that contradicts it.
     """
     if config is None:
-        return RoundedToFp8(dtype) if flag == "fp8" else None
+        return RoundedToFp8() if flag == "fp8" else None
     method = str(config.get("quant_method", ""))
     if flag not in ("auto", method):
         raise ConfigError(f"--quantization {flag}: the checkpoint is quantized already ({method}): leave the flag out")

@@ -42,6 +42,21 @@ def test_a_copy_in_chunks_is_the_copy(shape: tuple[int, ...], index: Index, thre
     assert torch.equal(into, source[index].float())
 
 
+def test_rows_that_are_written_come_with_their_places() -> None:
+    source, found = torch.randn(6, 40, 33), torch.full((20, 27), -1.0)
+    written: list[slice] = []
+
+    def write(values: torch.Tensor, rows: slice) -> None:
+        found[rows] = values * 2
+        written.append(rows)
+
+    with WeightCopies(CPU, found.nbytes, LOG, 3, 8 * CHUNK_BYTES) as copies:
+        copies.add(source, (4, slice(20, 40), slice(3, 30)), found, write)
+        copies.wait()
+    assert torch.equal(found, source[4, 20:40, 3:30] * 2)
+    assert len(written) > 2
+
+
 def test_chunks_are_small_and_follow_one_another() -> None:
     into = torch.arange(40 * 33, dtype=torch.float32).view(40, 33)
     parts = list(chunks((4, slice(20, 60), slice(3, 36)), into, CHUNK_BYTES))

@@ -55,7 +55,7 @@ def test_the_outputs_of_ranks_that_share_packed_experts_add_up(case: str, device
         written, weight = CASES[case].write(torch.randn(shape, dtype=torch.float64).numpy() * 0.1)
         tensors |= {f"{index}.{name}.{tensor}": value for tensor, value in written.items()}
         into.append(torch.from_numpy(weight))
-    scheme = choose_scheme(dict(CASES[case].config), "auto", torch.float32)
+    scheme = choose_scheme(dict(CASES[case].config), "auto")
     moe = MoeConfig(num_experts, 2, width, True, 0, frozenset({0}))
     shapes = {path + name: tuple(tensor.shape) for name, tensor in tensors.items()}
     x, logits = torch.randn(7, hidden), torch.randn(7, num_experts)

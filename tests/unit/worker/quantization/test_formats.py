@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 
 from services.worker.quantization.scheme import choose_scheme, quantization_config
 from services.worker.quantization.stored import Part, Scheme
-from services.worker.quantization.weights import Weight, beside, expanded
+from services.worker.quantization.weights import Fp8Weight, Weight, beside, expanded, fp8_of
+from shared.checkpoint.loader import load_dummy
+from shared.checkpoint.weight_copies import WeightCopies
 from shared.errors import ConfigError
+from shared.log import Log
 from tests.unit.worker.quantization.writers import CASES, Case, Tensors, gptq
 
 WIDTH, DEPTH = 64, 256
@@ -24,7 +28,7 @@ def scheme_of(config: dict[str, Any]) -> Scheme:
     config = dict(config)
     if isinstance(config.get("types"), str):
         config["types"] = {NAME: config["types"]}
-    scheme = choose_scheme(config, "auto", torch.float32)
+    scheme = choose_scheme(config, "auto")
     assert scheme is not None
     return scheme
 
@@ -167,29 +171,54 @@ def test_a_product_that_is_not_supported_is_named(config: dict[str, Any], messag
         read(config, tensors, slice(0, WIDTH), slice(0, DEPTH))
 
 
-def test_rounding_while_loading_leaves_heads_routers_and_experts_plain() -> None:
-    scheme = choose_scheme(None, "fp8", torch.float32)
+def test_rounding_while_loading_leaves_heads_and_routers_plain() -> None:
+    scheme = choose_scheme(None, "fp8")
     assert scheme is not None
     whole = (slice(0, WIDTH), WIDTH, slice(0, DEPTH), DEPTH)
-    for name in ("lm_head", "embed_tokens", "layers.0.mlp.gate", "layers.0.mlp.experts.1.up_proj"):
+    for name in ("lm_head", "embed_tokens", "layers.0.mlp.gate"):
         assert scheme.stored(Part(name, *whole), {}, CPU) is None
-    stored = scheme.stored(Part(NAME, *whole), {}, CPU)
+    for name in (NAME, "layers.0.mlp.experts.1.up_proj"):
+        assert scheme.stored(Part(name, *whole), {}, CPU) is not None
+
+
+def test_rows_are_rounded_as_they_are_read_and_no_plain_weight_is_held() -> None:
+    """A rank's share has scales of its own, whatever pieces it comes in."""
+    scheme = choose_scheme(None, "fp8")
+    assert scheme is not None
+    rows, columns = slice(8, 40), slice(64, 256)
+    stored = scheme.stored(Part("layers.0.mlp.experts.1.up_proj", rows, WIDTH, columns, DEPTH), {}, CPU)
     assert stored is not None
     weight = torch.from_numpy(random_weight()).float()
-    stored.targets["weight"].into.copy_(weight)
-    error = expanded(stored.read(), torch.float32) - weight
-    assert 0 < error.norm() / weight.norm() < 0.04
+    target = stored.targets["weight"]
+    with WeightCopies(CPU, target.into.nbytes, Log(logging.getLogger("rhizome"), {}), 2, 4 * 1000) as copies:
+        copies.add(weight, target.take, target.into, target.write)
+        copies.wait()
+    rounded, share = stored.read(), weight[rows, columns]
+    assert isinstance(rounded, Fp8Weight)
+    assert target.into.nbytes == share.numel()
+    assert torch.equal(rounded.expand(), fp8_of(share).expand())
+    error = rounded.expand() - share
+    assert 0 < error.norm() / share.norm() < 0.04
+
+
+def test_made_up_weights_are_rounded_too() -> None:
+    scheme = choose_scheme(None, "fp8")
+    assert scheme is not None
+    stored = scheme.stored(Part(NAME, slice(0, WIDTH), WIDTH, slice(0, DEPTH), DEPTH), None, CPU)
+    assert stored is not None
+    load_dummy({f"{NAME}.weight": stored.targets["weight"]})
+    assert 0.015 < expanded(stored.read(), torch.float32).std() < 0.025
 
 
 def test_what_old_tools_wrote_into_a_file_of_its_own_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert quantization_config(tmp_path) is None
     (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 64}')
-    scheme = choose_scheme(quantization_config(tmp_path), "auto", torch.float32)
+    scheme = choose_scheme(quantization_config(tmp_path), "auto")
     assert scheme is not None
     assert scheme.name == "gptq int4 group 64"
 
 
 def test_the_flag_must_not_contradict_the_checkpoint() -> None:
     with pytest.raises(ConfigError, match="--quantization fp8: the checkpoint is quantized already"):
-        choose_scheme({"quant_method": "awq", "bits": 4}, "fp8", torch.float32)
+        choose_scheme({"quant_method": "awq", "bits": 4}, "fp8")

@@ -98,7 +98,7 @@ def _load_share(path: Path) -> None:
     from shared.model_config import load_model_config
 
     config = load_model_config(path)
-    scheme = choose_scheme(quantization_config(path), "auto", torch.float32)
+    scheme = choose_scheme(quantization_config(path), "auto")
     place = Place(
         shard_model(config, 2, 0), Alone(), TorchOps(), torch.float32, torch.device("cpu"), scheme, shapes_of(path)
     )
