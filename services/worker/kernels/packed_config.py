@@ -41,23 +41,26 @@ class PackedConfig:
 _BLOCKS = [(4, 8), (12, 16), (48, 32), (96, 64)]
 """Most pairs that an expert gets in the mean, then pairs of a tile; above, `_MOST_PAIRS`."""
 _MOST_PAIRS = 128
-_FOUR_BITS = {
-    8: PackedConfig(8, 32, 128, 2, 4, "codes"),
-    16: PackedConfig(16, 32, 128, 2, 4, "codes"),
-    32: PackedConfig(32, 64, 128, 4, 3, "codes"),
-    64: PackedConfig(64, 64, 64, 4, 4, "weights"),
-    128: PackedConfig(128, 64, 64, 4, 3, "weights"),
+_Pair = tuple[PackedConfig, PackedConfig]
+"""Of the gated product and of the second one."""
+_FOUR_BITS: dict[int, _Pair] = {
+    8: (PackedConfig(8, 32, 128, 2, 4, "codes"), PackedConfig(8, 32, 128, 2, 4, "codes")),
+    16: (PackedConfig(16, 32, 128, 2, 4, "codes"), PackedConfig(16, 32, 128, 2, 4, "codes")),
+    32: (PackedConfig(32, 64, 128, 4, 3, "codes"), PackedConfig(32, 64, 128, 4, 3, "codes")),
+    64: (PackedConfig(64, 64, 64, 4, 4, "weights"), PackedConfig(64, 64, 64, 4, 4, "weights")),
+    128: (PackedConfig(128, 64, 64, 4, 3, "weights"), PackedConfig(128, 64, 64, 4, 3, "weights")),
 }
-_EIGHT_BITS = {
-    8: PackedConfig(8, 32, 128, 2, 4, "codes"),
-    16: PackedConfig(16, 32, 128, 2, 4, "codes"),
-    32: PackedConfig(32, 64, 128, 4, 3, "codes"),
-    64: PackedConfig(64, 64, 64, 4, 4, "codes"),
-    128: PackedConfig(128, 64, 64, 8, 3, "codes"),
+"""By pairs of a tile, as are the others."""
+_EIGHT_BITS: dict[int, _Pair] = {
+    8: (PackedConfig(8, 32, 128, 2, 4, "codes"), PackedConfig(8, 32, 128, 2, 4, "codes")),
+    16: (PackedConfig(16, 32, 128, 2, 4, "codes"), PackedConfig(16, 32, 128, 2, 4, "codes")),
+    32: (PackedConfig(32, 64, 128, 4, 3, "codes"), PackedConfig(32, 64, 128, 4, 3, "codes")),
+    64: (PackedConfig(64, 64, 64, 4, 4, "codes"), PackedConfig(64, 64, 64, 4, 4, "codes")),
+    128: (PackedConfig(128, 64, 64, 8, 3, "codes"), PackedConfig(128, 64, 64, 8, 3, "codes")),
 }
-_ROUNDED = {
-    64: PackedConfig(64, 64, 128, 4, 4, "rounded"),
-    128: PackedConfig(128, 128, 128, 8, 3, "rounded"),
+_ROUNDED: dict[int, _Pair] = {
+    64: (PackedConfig(64, 64, 128, 4, 4, "rounded"), PackedConfig(64, 64, 128, 4, 4, "rounded")),
+    128: (PackedConfig(128, 128, 128, 8, 3, "rounded"), PackedConfig(128, 128, 128, 8, 3, "rounded")),
 }
 _MOST_SPLITS, _LEAST_STEPS, _WARPS_PER_SM = 8, 4, 12
 
@@ -72,10 +75,10 @@ def packed_configs(
         dtype: of activations.
     """
     block_m = next((block for most, block in _BLOCKS if pairs_per_expert <= most), _MOST_PAIRS)
-    return _table(gate_up, block_m, dtype)[block_m], _table(down, block_m, dtype)[block_m]
+    return _table(gate_up, block_m, dtype)[block_m][0], _table(down, block_m, dtype)[block_m][1]
 
 
-def _table(tiles: ExpertTiles, block_m: int, dtype: torch.dtype) -> dict[int, PackedConfig]:
+def _table(tiles: ExpertTiles, block_m: int, dtype: torch.dtype) -> dict[int, _Pair]:
     if tiles.bits == 4:
         return _FOUR_BITS
     roundable = tiles.codes.dtype == FP8 and tiles.table.shape[1] == 1 and dtype == torch.bfloat16
@@ -91,7 +94,8 @@ def splits_of(tiles: ExpertTiles, config: PackedConfig, pairs: int, sms: int) ->
     """Parts of the inputs, so that as many programs as keep the memory busy read the weights."""
     num_experts, rows, depth = tiles.codes.shape
     steps, splits = -(-depth // step_inputs_of(tiles, config)), 1
-    programs = min(pairs, num_experts) * -(-rows // config.block_p)
+    blocks = max(min(pairs, num_experts), pairs // config.block_m)
+    programs = blocks * -(-rows // config.block_p)
     wanted = sms * _WARPS_PER_SM // config.num_warps
     while splits < _MOST_SPLITS and programs * splits < wanted and steps >= 2 * _LEAST_STEPS * splits:
         splits *= 2
