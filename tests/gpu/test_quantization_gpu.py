@@ -47,6 +47,19 @@ def test_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
     assert not counters.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_8_bit_float_is_multiplied_as_itself(dtype: torch.dtype) -> None:
+    from services.worker.kernels.int_product import arrival_counters, int_product
+    from services.worker.kernels.int_tiles import make_tiles
+
+    codes = torch.arange(256, dtype=torch.uint8, device="cuda")
+    codes[[127, 255]] = 0  # NaN
+    weight = codes.view(torch.float8_e4m3fn).expand(32, -1).contiguous()
+    tiles = make_tiles(8, weight, torch.ones(32, 1, device="cuda"), None)
+    out = int_product(torch.eye(256, device="cuda", dtype=dtype), tiles, None, arrival_counters(weight.device))
+    assert torch.equal(out, weight.T.to(dtype))
+
+
 def test_a_captured_product_follows_its_inputs_and_repeats_itself() -> None:
     """Programs that share a tile meet at counters: they must be zero again after every replay."""
     from services.worker.kernels.int_product import arrival_counters, int_product

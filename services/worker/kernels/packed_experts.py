@@ -17,7 +17,7 @@ from services.worker.kernels.expert_mlp import BLOCK_GROUP, weighted_sum
 from services.worker.kernels.expert_routing import ExpertBlocks, assign_blocks
 from services.worker.kernels.expert_tiles import ExpertTiles
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import nibbles
+from services.worker.kernels.int_product import eight_bits, nibbles
 from services.worker.kernels.int_tiles import halves
 from services.worker.kernels.packed_config import PackedConfig, packed_configs, splits_of, step_inputs_of
 
@@ -127,20 +127,24 @@ def _packed_product_kernel(
                 acc_second += offset_second[:, None] * sums
         else:
             if GROUPS == 1:
-                acc = tl.dot(tile.to(inputs.dtype), inputs, acc, input_precision=PRECISION)
+                acc = tl.dot(eight_bits(tile, inputs.dtype, ASM), inputs, acc, input_precision=PRECISION)
             else:
                 scale = tl.load(table_at + start // GROUP * FEATURES)
-                acc += scale[:, None] * tl.dot(tile.to(inputs.dtype), inputs, zero, input_precision=PRECISION)
+                acc += scale[:, None] * tl.dot(
+                    eight_bits(tile, inputs.dtype, ASM), inputs, zero, input_precision=PRECISION
+                )
             if GATED:
                 if DEPTH % BLOCK_K == 0:
                     tile = tl.load(codes_at + ROWS * DEPTH + start)
                 else:
                     tile = tl.load(codes_at + ROWS * DEPTH + start, mask=(depth < DEPTH - start)[None, :], other=0.0)
                 if GROUPS == 1:
-                    acc_second = tl.dot(tile.to(inputs.dtype), inputs, acc_second, input_precision=PRECISION)
+                    acc_second = tl.dot(
+                        eight_bits(tile, inputs.dtype, ASM), inputs, acc_second, input_precision=PRECISION
+                    )
                 else:
                     scale = tl.load(table_at + start // GROUP * FEATURES + ROWS)
-                    product = tl.dot(tile.to(inputs.dtype), inputs, zero, input_precision=PRECISION)
+                    product = tl.dot(eight_bits(tile, inputs.dtype, ASM), inputs, zero, input_precision=PRECISION)
                     acc_second += scale[:, None] * product
     if BITS == 4:
         factor = tl.load(factors + expert)
