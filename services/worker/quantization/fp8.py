@@ -1,8 +1,8 @@
 """8-bit floats: one scale for a tensor, one for each output, or one for each block of outputs and inputs.
 
 Products that checkpoints of `quant_method` fp8 hold, those of compressed-tensors with float weights, and plain weights
-that are rounded when they are loaded. Scales of activations that a checkpoint fixes are read and not used: each token
-gets its own.
+that are rounded when they are loaded. Scales of activations that a checkpoint fixes are not read (`unread.py`): each
+token gets its own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from services.worker.quantization.stored import LEAST_GROUP, Part, Shapes, Store
 from services.worker.quantization.weights import FP8, Fp8Weight, fp8_of
 from shared.checkpoint.target import Target, whole
 from shared.errors import ConfigError
-
-_UNUSED = ("input_scale", "activation_scale")
 
 
 class Fp8:
@@ -84,9 +82,6 @@ def fp8_stored(
         full = shapes[f"{part.name}.{scale}"]
     scales = torch.empty(full, dtype=torch.float32, device=device)
     targets[scale] = whole(scales)
-    for name in _UNUSED:
-        if shapes is not None and (unused := shapes.get(f"{part.name}.{name}")) is not None:
-            targets[name] = whole(torch.empty(unused, device=device))
 
     def read() -> Fp8Weight:
         return Fp8Weight(codes, _scales(part, scales, block).contiguous())
