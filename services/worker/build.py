@@ -233,10 +233,10 @@ def _load(config: WorkerConfig, model_config: ModelConfig, place: Place, log: Lo
     else:
         unread = Unread()
         load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings, log=log, skip=unread)
-        if unread.cache_scales:
+        if unread.cache_scales or (quantization_config(config.model_path) or {}).get("kv_cache_scheme"):
             log.info(
-                "the checkpoint's scales of keys and values are not used: --kv-cache-dtype says how these are kept",
-                tensors=unread.cache_scales, kv_cache_dtype=config.kv_cache_dtype,
+                "how the checkpoint quantizes keys and values is not used: --kv-cache-dtype says how they are kept",
+                skipped_tensors=unread.cache_scales, kv_cache_dtype=config.kv_cache_dtype,
             )  # fmt: skip
     model.finish_loading()
     if place.scheme is not None:

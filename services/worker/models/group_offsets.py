@@ -18,5 +18,5 @@ def add_offsets(out: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
         x: [T, K], inputs in the order of the weight's columns.
         offsets: [N, G] fp32 of G groups of neighbouring inputs.
     """
-    sums = x.unflatten(1, (offsets.shape[1], -1)).sum(2, dtype=torch.float32)  # [T, G]
+    sums = x.reshape(len(x), offsets.shape[1], -1).sum(2, dtype=torch.float32)  # [T, G]
     return out.add_(sums @ offsets.T)

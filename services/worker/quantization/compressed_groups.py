@@ -24,7 +24,7 @@ class ProductFormat:
     strategy: str
     """What shares a scale: `tensor`, `channel`, `group`, `block`, ..."""
     group: int | None
-    """Inputs, with the strategy `group`."""
+    """Inputs, with the strategy `group`; None = all."""
     block: tuple[int, int] | None
     """Outputs and inputs, with the strategy `block`."""
     symmetric: bool
@@ -85,7 +85,11 @@ def _format_of(weights: dict[str, Any], layout: str) -> ProductFormat:
     block = weights.get("block_structure")
     rows, columns = (int(side) for side in (block.split("x") if isinstance(block, str) else block or (0, 0)))
     return ProductFormat(
-        kind=str(weights.get("type") or "int"), bits=int(weights.get("num_bits") or 8), strategy=str(strategy),
-        group=int(group) if strategy == "group" else None, block=(rows, columns) if strategy == "block" else None,
-        symmetric=bool(weights.get("symmetric", True)), layout=layout,
-    )  # fmt: skip
+        kind=str(weights.get("type") or "int"),
+        bits=int(weights.get("num_bits") or 8),
+        strategy=str(strategy),
+        group=int(group) if group and strategy == "group" else None,
+        block=(rows, columns) if strategy == "block" else None,
+        symmetric=bool(weights.get("symmetric", True)),
+        layout=layout,
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from services.worker.quantization.compressed_groups import CompressedGroups, ProductFormat
 from services.worker.quantization.fp8 import fp8_stored
-from services.worker.quantization.input_order import input_order
+from services.worker.quantization.input_order import arrange
 from services.worker.quantization.stored import Part, Shapes, Stored, cover, groups_of, unpack, usually_plain
 from services.worker.quantization.weights import IntWeight, int_weight
 from shared.checkpoint.target import ALL, Target, whole
@@ -52,25 +52,24 @@ class CompressedTensors:
         self.name = f"compressed-tensors {', '.join(kinds)}"
 
     def stored(self, part: Part, shapes: Shapes | None, device: torch.device) -> Stored | None:
-        own = self._groups.of(part.name)
         if shapes is None:
-            if own is None or usually_plain(part.name) or self._groups.ignores(part.name):
+            if usually_plain(part.name) or self._groups.ignores(part.name) or self._groups.of(part.name) is None:
                 return None
         elif not any(f"{part.name}.{name}" in shapes for name in ("weight_packed", "weight_scale")):
             return None
+        own = self._groups.of(part.name)
         if own is None:
             raise ConfigError(f"{part.name}: quantized, but no target of config_groups means it")
-        kind = own.kind
-        if (
-            own.layout not in _LAYOUTS.get(kind, ())
-            or own.bits not in _WIDTHS[kind]
-            or own.strategy not in _STRATEGIES[kind]
+        if not (
+            own.layout in _LAYOUTS.get(own.kind, ())
+            and own.bits in _WIDTHS[own.kind]
+            and own.strategy in _STRATEGIES[own.kind]
         ):
             raise ConfigError(
                 f"{part.name}: compressed-tensors {own} is not supported: use INT4 or INT8 by group or channel "
                 "(pack-quantized, int-quantized), or FP8 by tensor, channel or block (float-quantized)"
             )
-        if kind == "float":
+        if own.kind == "float":
             return fp8_stored(part, "weight_scale", own.block, shapes, device)
         return _int_stored(part, own, shapes, device)
 
@@ -79,42 +78,41 @@ def _int_stored(part: Part, own: ProductFormat, shapes: Shapes | None, device: t
     """Whole numbers, in words of 32 bits or one by one: codes along the inputs, zero points along the outputs."""
     bits, packed = own.bits, own.layout == _PACKED
     group = own.group or part.in_features
-    in_files = shapes or {}
-    shuffled = f"{part.name}.weight_g_idx" in in_files
     num_groups = -(-part.in_features // group)
-    take = slice(0, num_groups) if shuffled else groups_of(part, group).take
-    scales = torch.empty((part.width, take.stop - take.start), dtype=torch.float32, device=device)
-    targets = {"weight_scale": Target(scales, (part.out_features, num_groups), (part.rows, take))}
-    per_word = 32 // bits if packed else 1
-    number = torch.int32 if packed else torch.int8
+    per_word, number = (32 // bits, torch.int32) if packed else (1, torch.int8)
     inputs, outputs = cover(part.columns, per_word), cover(part.rows, per_word)
     codes = torch.empty((part.width, inputs.take.stop - inputs.take.start), dtype=number, device=device)
-    targets["weight_packed" if packed else "weight"] = Target(
-        codes, (part.out_features, -(-part.in_features // per_word)), (part.rows, inputs.take)
-    )
-    if f"{part.name}.weight_shape" in in_files:
+    scales = torch.empty((part.width, num_groups), dtype=torch.float32, device=device)
+    codes_shape = part.out_features, -(-part.in_features // per_word)
+    targets = {
+        "weight_packed" if packed else "weight": Target(codes, codes_shape, (part.rows, inputs.take)),
+        "weight_scale": Target(scales, (part.out_features, num_groups), (part.rows, ALL)),
+    }
+
+    def in_files(tensor: str) -> bool:
+        return shapes is not None and f"{part.name}.{tensor}" in shapes
+
+    if in_files("weight_shape"):
         targets["weight_shape"] = whole(torch.empty(2, dtype=torch.int64, device=device))
     zeros: Tensor | None = None
-    # Old versions leave out zero points that are all zero.
-    if not own.symmetric and (shapes is None or f"{part.name}.weight_zero_point" in shapes):
-        zeros = torch.empty((outputs.take.stop - outputs.take.start, scales.shape[1]), dtype=number, device=device)
-        full = -(-part.out_features // per_word), num_groups
-        targets["weight_zero_point"] = Target(zeros, full, (outputs.take, take))
+    if not own.symmetric and (shapes is None or in_files("weight_zero_point")):  # old tools left out those that are 0
+        zeros = torch.empty((outputs.take.stop - outputs.take.start, num_groups), dtype=number, device=device)
+        zeros_shape = -(-part.out_features // per_word), num_groups
+        targets["weight_zero_point"] = Target(zeros, zeros_shape, (outputs.take, ALL))
     g_idx: Tensor | None = None
-    if shuffled:
+    if in_files("weight_g_idx"):
         g_idx = torch.empty(part.depth, dtype=torch.int32, device=device)
         targets["weight_g_idx"] = Target(g_idx, (part.in_features,), (part.columns,))
+    else:
+        groups_of(part, group)  # complains of a cut before anything is loaded
 
     def read() -> IntWeight:
-        numbers = _from_zero(codes, bits)[:, inputs.keep]  # [N, K]
-        points = None if zeros is None else _from_zero(zeros.T, bits)[:, outputs.keep].T.float()  # [N, groups]
-        if g_idx is not None and (found := input_order(part, g_idx, group, "actorder")) is not None:
-            sorted_points = None if points is None else points[:, found.groups]
-            return int_weight(bits, numbers[:, found.order], scales[:, found.groups], sorted_points, found.order)
-        groups = groups_of(part, group)
-        mine = groups.take if shuffled else ALL
-        own_points = None if points is None else groups.of(points[:, mine])
-        return int_weight(bits, numbers, groups.of(scales[:, mine]), own_points)
+        found = arrange(part, group, g_idx, "actorder")
+        numbers = found.inputs(_from_zero(codes, bits)[:, inputs.keep])  # [N, K]
+        points = None
+        if zeros is not None:
+            points = found.groups(_from_zero(zeros.T, bits)[:, outputs.keep].T.float())  # [N, G]
+        return int_weight(bits, numbers, found.groups(scales), points, found.order)
 
     return Stored(targets, read)
 
@@ -123,4 +121,4 @@ def _from_zero(numbers: Tensor, bits: int) -> Tensor:
     """Numbers of a file, in words or one by one along the last dimension, as uint8 that count from 0."""
     if numbers.dtype == torch.int32:
         return unpack(numbers, bits)
-    return (numbers + 2 ** (bits - 1)).view(torch.uint8) if bits == 4 else numbers.contiguous().view(torch.uint8) ^ 128
+    return (numbers.int() + 2 ** (bits - 1)).to(torch.uint8)

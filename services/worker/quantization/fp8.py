@@ -20,7 +20,10 @@ from shared.errors import ConfigError
 
 
 class Fp8:
-    """The scheme `fp8`: tensors, or blocks as in DeepSeek's and Qwen3's checkpoints."""
+    """The scheme `fp8`: tensors, or blocks as in DeepSeek's and Qwen3's checkpoints.
+
+    Both names of the scales mean factors. A scale by tensor has either one, a scale by block the second.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         """
@@ -35,10 +38,11 @@ class Fp8:
         self.name = f"fp8 blocks of {self._block[0]} x {self._block[1]}" if self._block else "fp8"
 
     def stored(self, part: Part, shapes: Shapes | None, device: torch.device) -> Stored | None:
-        scale = "weight_scale_inv" if self._block else "weight_scale"
-        if usually_plain(part.name) if shapes is None else f"{part.name}.{scale}" not in shapes:
-            return None
-        return fp8_stored(part, scale, self._block, shapes, device)
+        names = ("weight_scale_inv",) if self._block else ("weight_scale", "weight_scale_inv")
+        if shapes is None:
+            return None if usually_plain(part.name) else fp8_stored(part, names[0], self._block, None, device)
+        scale = next((name for name in names if f"{part.name}.{name}" in shapes), None)
+        return None if scale is None else fp8_stored(part, scale, self._block, shapes, device)
 
 
 class RoundedToFp8:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.worker.quantization.input_order import input_order
+from services.worker.quantization.input_order import arrange
 from services.worker.quantization.product_names import NamePattern
-from services.worker.quantization.stored import Part, Shapes, Stored, cover, groups_of, unpack, usually_plain
+from services.worker.quantization.stored import Part, Shapes, Stored, cover, unpack, usually_plain
 from services.worker.quantization.weights import IntWeight, int_weight
 from shared.checkpoint.target import ALL, Target
 from shared.errors import ConfigError
@@ -81,12 +81,8 @@ class Gptq:
         def read() -> IntWeight:
             codes = unpack(qweight.T, bits)[:, inputs.keep]  # [N, K]
             zeros = (unpack(qzeros, bits)[:, outputs.keep].T.int() + self._zero_bias).float()  # [N, groups]
-            if g_idx is not None and (found := input_order(part, g_idx, group, "desc_act")) is not None:
-                return int_weight(
-                    bits, codes[:, found.order], scales.T[:, found.groups], zeros[:, found.groups], found.order
-                )
-            groups = groups_of(part, group)
-            return int_weight(bits, codes, groups.of(scales.T[:, groups.take]), groups.of(zeros[:, groups.take]))
+            found = arrange(part, group, g_idx, "desc_act")
+            return int_weight(bits, found.inputs(codes), found.groups(scales.T), found.groups(zeros), found.order)
 
         return Stored(targets, read)
 

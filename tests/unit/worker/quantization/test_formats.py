@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from services.worker.quantization.scheme import choose_scheme, quantization_config
+from services.worker.quantization.scheme import choose_scheme
 from services.worker.quantization.stored import Part, Scheme
 from services.worker.quantization.weights import IntWeight, Weight, beside, expanded
 from shared.errors import ConfigError
@@ -92,10 +91,11 @@ def test_inputs_that_a_file_puts_in_order_can_be_shared(columns: slice, filled: 
     assert_is(read(case.config, tensors, slice(0, WIDTH), columns), want[:, columns])
 
 
-def test_a_cut_that_leaves_too_little_of_a_group_is_refused() -> None:
-    tensors, _ = CASES["awq 64"].write(random_weight())
+@pytest.mark.parametrize("name", ["awq 64", "gptq v1 64", "compressed-tensors int8 packed"])
+def test_a_cut_that_leaves_too_little_of_a_group_is_refused(name: str) -> None:
+    tensors, _ = CASES[name].write(random_weight())
     with pytest.raises(ConfigError, match=r"up_proj: inputs 0 to 72 .* pieces of 8, .*--tp-size"):
-        read(CASES["awq 64"].config, tensors, slice(0, WIDTH), slice(0, 72))
+        read(CASES[name].config, tensors, slice(0, WIDTH), slice(0, 72))
 
 
 def test_groups_of_unequal_size_are_refused() -> None:
@@ -216,17 +216,3 @@ def test_rounding_while_loading_leaves_heads_routers_and_experts_plain() -> None
     stored.targets["weight"].into.copy_(weight)
     error = expanded(stored.read(), torch.float32) - weight
     assert 0 < error.norm() / weight.norm() < 0.04
-
-
-def test_what_old_tools_wrote_into_a_file_of_its_own_is_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert quantization_config(tmp_path) is None
-    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 64}')
-    scheme = choose_scheme(quantization_config(tmp_path), "auto", torch.float32)
-    assert scheme is not None
-    assert scheme.name == "gptq int4 group 64"
-
-
-def test_the_flag_must_not_contradict_the_checkpoint() -> None:
-    with pytest.raises(ConfigError, match="--quantization fp8: the checkpoint is quantized already"):
-        choose_scheme({"quant_method": "awq", "bits": 4}, "fp8", torch.float32)

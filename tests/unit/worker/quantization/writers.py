@@ -143,6 +143,12 @@ def fp8(weight: np.ndarray, by: str, scale_name: str = "weight_scale") -> tuple[
     return {"weight": codes, scale_name: full}, (codes.double() * scales).numpy()
 
 
+def fp8_of_one_number(weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
+    """A scale without dimensions, under the name that others give to those of blocks."""
+    tensors, meant = fp8(weight, "tensor")
+    return {"weight": tensors["weight"], "weight_scale_inv": tensors["weight_scale"].reshape(())}, meant
+
+
 def gguf(weight: np.ndarray, kind: str) -> tuple[Tensors, np.ndarray]:
     """Blocks by the package gguf, and what it says that they mean. Types that it cannot write: random blocks."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -226,6 +232,8 @@ def cases() -> dict[str, Case]:
     for by in ("tensor", "channel"):
         out[f"compressed-tensors fp8 {by}"] = Case(_ct("float", 8, by, "float-quantized"), lambda w, b=by: fp8(w, b))
     out["fp8 tensor"] = Case({"quant_method": "fp8", "activation_scheme": "dynamic"}, lambda w: fp8(w, "tensor"))
+    static = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    out["fp8 tensor, one number"] = Case(static, fp8_of_one_number)
     out["fp8 block"] = Case(
         {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
         lambda w: fp8(w, "block", "weight_scale_inv"),
