@@ -42,7 +42,8 @@ class Gptq:
         Raises:
             ConfigError: another width or layout, of all products or of those that a pattern means.
         """
-        layout = "marlin" if config.get("is_marlin_format") else str(config.get("checkpoint_format") or "gptq")
+        layout = str(config.get("checkpoint_format") or config.get("format") or "gptq")
+        layout = "marlin" if config.get("is_marlin_format") else layout
         if layout not in _LAYOUTS:
             raise ConfigError(f"GPTQ layout {layout!r} is not supported: use a checkpoint in {' or '.join(_LAYOUTS)}")
         self._zero_bias = _LAYOUTS[layout]
@@ -92,7 +93,8 @@ class Gptq:
 
 
 def _settings(config: dict[str, Any], changes: dict[str, Any], whose: str) -> _Settings:
-    """
+    """Of all products, or of those with changes to that.
+
     Args:
         changes: what goes before `config`.
         whose: for the error.

@@ -166,6 +166,7 @@ def ct(**weights: Any) -> dict[str, Any]:
         ({"quant_method": "gptq", "bits": 2}, "GPTQ with 2 bits"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "layout 'marlin'"),
         ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "layout 'marlin'"),
+        ({"quant_method": "gptq", "bits": 4, "format": "bitblas"}, "layout 'bitblas'"),
         ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 3}}}, r"3 bits, which '\+:\.\*down' has"),
         ({"quant_method": "gptq", "bits": 4, "dynamic": {".*(down": {}}}, r"'\.\*\(down' is no regular expression"),
         ({"quant_method": "gptq", "bits": 4, "group_size": "many"}, "wrong value"),
