@@ -25,6 +25,7 @@ from services.worker.models.ops import layer_ops
 from services.worker.models.place import Place
 from services.worker.models.registry import Model, attention_windows, build_model
 from services.worker.quantization.scheme import choose_scheme, quantization_config
+from services.worker.quantization.unread import Unread
 from services.worker.rows import Rows
 from services.worker.sampling.sampler import make_sampler
 from services.worker.tensor_parallel import Alone, Communicator, Shard, shard_model
@@ -253,7 +254,13 @@ def _load(config: WorkerConfig, model_config: ModelConfig, place: Place, log: Lo
     if config.load_format == "dummy":
         load_dummy(model.targets())
     else:
-        load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings, log=log)
+        unread = Unread()
+        load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings, log=log, skip=unread)
+        if unread.cache_scales or (quantization_config(config.model_path) or {}).get("kv_cache_scheme"):
+            log.info(
+                "how the checkpoint quantizes keys and values is not used: --kv-cache-dtype says how they are kept",
+                skipped_tensors=unread.cache_scales, kv_cache_dtype=config.kv_cache_dtype,
+            )  # fmt: skip
     model.finish_loading()
     if place.scheme is not None:
         _report_sizes(model_config, place, log)

@@ -15,7 +15,8 @@ from tests.e2e.stack import Stack, free_port
 from tests.fakes.vlm_checkpoints import QWEN_TEMPLATE, write_tokenizer
 from tests.unit.worker.quantization.checkpoints import plain_checkpoint, quantized_checkpoint
 
-CASES = ["awq 32", "gptq act-order 32", "compressed-tensors int4 symmetric 32", "fp8 block", "gguf Q4_1"]
+CASES = ["awq 32", "gptq act-order 32", "compressed-tensors int4 symmetric 32",
+         "compressed-tensors int8 zero points act-order", "fp8 block", "gguf Q4_1"]  # fmt: skip
 FLAGS = ("--num-threads", "1", "--max-total-tokens", "4096")
 
 

@@ -46,7 +46,13 @@ def test_plain_weights(checkpoint: Callable[[str], tuple[Path, Any]], family: st
 
 
 @pytest.mark.parametrize(
-    ("model", "case"), [("qwen2", "awq 32"), ("llama", "gptq act-order 32"), ("llama-tied", "gguf Q4_1")]
+    ("model", "case"),
+    [
+        ("qwen2", "awq 32"),
+        ("llama", "gptq act-order 32"),
+        ("llama-tied", "gguf Q4_1"),
+        ("llama", "gptq int8 zero points"),
+    ],
 )
 def test_quantized_weights(tmp_path: Path, model: str, case: str) -> None:
     plain = plain_checkpoint(model, tmp_path / "plain")
