@@ -12,13 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rhizome as rz
 from rhizome.models import DEFAULT_MODEL
-from rhizome.models.resolve import resolve_model
 from tests.e2e.stack import Stack
-from tests.plain_model import plain_model
 
 COUNTRIES = ("France", "Spain", "Italy", "Japan", "Egypt")
 SUBJECTS = (
@@ -27,6 +24,7 @@ SUBJECTS = (
     "The trains of", "The winters of", "The schools in", "Fruit from", "The ships of", "The poets of",
     "The airports of", "A short history of",
 )  # fmt: skip
+PROMPTS = [f"{subject} {COUNTRIES[(n + m) % 5]}" for n, subject in enumerate(SUBJECTS) for m in (0, 2)]
 CHOICES = [" is known to all", " is", " was famous", ", they say, costs nothing"]
 
 
@@ -76,11 +74,9 @@ def test_streaming_gives_the_same_text_in_pieces(endpoint: rz.RuntimeEndpoint) -
 
 
 @pytest.fixture(scope="module")
-def likelihoods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[tuple[int, float, float]]]]:
+def likelihoods(default_model: tuple[Any, Any]) -> dict[str, list[list[tuple[int, float, float]]]]:
     """Per prompt and choice: token, log probability after the prompt, and without it; by transformers."""
-    folder = plain_model(resolve_model(DEFAULT_MODEL, print), tmp_path_factory.mktemp("plain") / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = default_model
 
     def logprobs(batch: list[list[int]]) -> list[list[float]]:
         width = max(map(len, batch))
@@ -91,7 +87,7 @@ def likelihoods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list
         return [[0.0, *(float(probs[r, i, t]) for i, t in enumerate(row[1:]))] for r, row in enumerate(batch)]
 
     out, without_prompt = {}, {}
-    for prompt in (f"{subject} {country}" for subject in SUBJECTS for country in COUNTRIES):
+    for prompt in PROMPTS:
         alone = tokenizer(prompt)["input_ids"]
         rows = [tokenizer(prompt + choice)["input_ids"] for choice in CHOICES]
         starts = [next((i for i, (a, b) in enumerate(zip(alone, r, strict=False)) if a != b), len(alone)) for r in rows]
@@ -139,7 +135,7 @@ def test_select_chooses_what_transformers_finds_likeliest(
         s += prompt + rz.select("choice", CHOICES, choices_method=method)
 
     states = choose.run_batch([{"prompt": prompt} for prompt in likelihoods], num_threads=16)
-    assert len(states) == 100
+    assert len(states) == len(PROMPTS) == 40
     for state, (prompt, rows) in zip(states, likelihoods.items(), strict=True):
         assert state["choice"] == CHOICES[REFERENCE[method](rows)], prompt
         got = state.get_meta_info("choice")["input_token_logprobs"]
