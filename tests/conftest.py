@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,16 @@ from shared.bus import Bus, LocalBus, NatsBus
 # only place early enough. Without an NVIDIA driver kernels are interpreted; only tests/unit/worker/kernels cares.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Called where pytest-xdist is asked for several processes."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.shares import Shares
+
+    return Shares(config, log)
 
 
 @pytest.fixture(scope="session")
