@@ -1,6 +1,6 @@
 """Scheduler and worker together, greedy, against transformers' `generate` on the same weights, token for token.
 
-No bus in between: many combinations of page size, chunking, pipeline depth and cache state run in seconds. The same
+No bus in between: every combination of page size, chunking, pipeline depth and cache state runs in seconds. The same
 comparison through all processes and on two ranks is in tests/e2e.
 """
 
@@ -49,19 +49,19 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def name(request: pytest.FixtureRequest) -> str:
+def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def model(name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     torch.set_num_threads(1)
     torch.manual_seed(11)
-    hf = MODELS[name]()
+    hf = MODELS[family]()
     for parameter in hf.parameters():  # spread the logits: a random model must not decide by rounding
         if parameter.dim() >= 2:
             torch.nn.init.normal_(parameter, std=0.15)
-    folder = tmp_path_factory.mktemp(name)
+    folder = tmp_path_factory.mktemp(family)
     hf.eval().save_pretrained(folder)
     return folder, hf
 
@@ -83,21 +83,22 @@ def wanted(model: tuple[Path, torch.nn.Module]) -> list[tuple[list[int], list[in
     return out
 
 
-def way(model: str, depth: int, opposite: bool) -> tuple[int, int, str]:
+def way(family: str, depth: int, opposite: bool) -> tuple[int, int, str]:
     """Page size, chunk and backend.
 
     Two opposite ways differ in all three, so there are four couples of them. A model takes another couple at each
     depth, and no two models take the same one: each model meets every pair of values, and the models together meet
     every combination.
     """
-    couple = (list(MODELS).index(model) + depth) % 4
+    couple = (list(MODELS).index(family) + depth) % 4
     bits = [couple >> bit & 1 ^ opposite for bit in range(3)]
     return (1, 16)[bits[0]], (-1, 64)[bits[1]], ("torch", "numba")[bits[2]]
 
 
 def test_the_ways_of_a_model_have_every_pair_of_values_and_those_of_all_models_every_combination() -> None:
     found = {
-        name: [(depth, *way(name, depth, side)) for depth in (1, 2, 3) for side in (False, True)] for name in MODELS
+        family: [(depth, *way(family, depth, side)) for depth in (1, 2, 3) for side in (False, True)]
+        for family in MODELS
     }
     for ways in found.values():
         for one, other in itertools.combinations(zip(*ways, strict=True), 2):
@@ -108,13 +109,13 @@ def test_the_ways_of_a_model_have_every_pair_of_values_and_those_of_all_models_e
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("opposite", [False, True])
 def test_tokens_are_those_of_transformers_alone_and_together_cold_and_warm(
-    name: str,
+    family: str,
     model: tuple[Path, torch.nn.Module],
     wanted: list[tuple[list[int], list[int]]],
     depth: int,
     opposite: bool,
 ) -> None:
-    page_size, chunk, backend = way(name, depth, opposite)
+    page_size, chunk, backend = way(family, depth, opposite)
     driver = real_driver(model[0], page_size=page_size, chunk=chunk, depth=depth, pool_tokens=4096, backend=backend)
     alone = []
     for prompt, _ in wanted:
