@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +18,16 @@ from shared.bus import Bus, LocalBus, NatsBus
 # only place early enough. Without an NVIDIA driver kernels are interpreted; only tests/unit/worker/kernels cares.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported for the tests stays until the end: no collection of garbage need look at it again.
+
+    A process of pytest-xdist has five seconds for its end, in which pytest collects garbage five times. Libraries that
+    report leaks at exit find their objects thawed.
+    """
+    gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(optionalhook=True)
