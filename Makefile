@@ -33,8 +33,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 serve: setup ## start everything: ARGS="--port 31000 --num-tokenizers 2 ..."
 	@exec $(PY) -m rhizome.launch_server $(ARGS)
 
+# Two processes, each with a share of the files (tests/shares.py); ARGS="-n 0" for one.
 test: setup ## run the tests: ARGS="tests/unit -k radix"
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## lint, format, types, generated pages
 	@$(PY) -m ruff check .

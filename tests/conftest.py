@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,26 @@ from shared.bus import Bus, LocalBus, NatsBus
 # only place early enough. Without an NVIDIA driver kernels are interpreted; only tests/unit/worker/kernels cares.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported for the tests stays until the end: no collection of garbage need look at it again.
+
+    A process of pytest-xdist has five seconds for its end, in which pytest collects garbage five times. Libraries that
+    report leaks at exit find their objects thawed.
+    """
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Called where pytest-xdist is asked for several processes."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.shares import Shares
+
+    return Shares(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from services.worker.models.ops import layer_ops
 from services.worker.models.place import Place
 from services.worker.models.registry import Model, attention_windows, build_model
 from services.worker.quantization.scheme import choose_scheme, quantization_config
+from services.worker.quantization.unread import Unread
 from services.worker.rows import Rows
 from services.worker.sampling.sampler import make_sampler
 from services.worker.tensor_parallel import Alone, Communicator, Shard, shard_model
@@ -38,6 +39,7 @@ from shared.model_config import ModelConfig, load_model_config
 if TYPE_CHECKING:
     from services.worker.decode_program import DecodeProgram
     from services.worker.mixed_program import MixedProgram
+    from services.worker.recorded_decode import RecordedDecode
 
 GPU_PREFILL_TOKENS, CPU_PREFILL_TOKENS = 8192, 512
 GPU_ROWS, CPU_ROWS = 1024, 256
@@ -111,16 +113,21 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         vocab_size=model_config.vocab_size, prefill_tokens=prefill_tokens, mask_slots=mask_slots,
         media_bytes=media_bytes,
     )  # fmt: skip
-    programs = _programs(model, attention, rows, prefill_tokens, comm)
-    engine = Engine(
-        spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
-        media=MediaStore(0 if media_config is None else media_config.width, dtype, device),
-        # Padding would go to experts too, and read more weights than fuller products save; our kernels gain nothing.
-        min_tokens=min_rows(device, dtype) if model_config.moe is None and scheme is None else 1, programs=programs,
-    )  # fmt: skip
+    # Padding would go to experts too, and read more weights than fuller products save; our kernels gain nothing.
+    min_tokens = min_rows(device, dtype) if model_config.moe is None and scheme is None else 1
     if backend == "numba":
         _say_if_compiling(log)
     started_s = time.perf_counter()
+    programs = _programs(model, attention, rows, prefill_tokens, comm)
+    recorded = None
+    if backend == "numba" and comm.size == 1 and model_config.moe is None:  # experts: Python reads who goes where
+        recorded = _recorded(model, attention, rows, min_tokens, log)
+    engine = Engine(
+        spec, model=model, rows=rows, attention=attention, sampler=sampler, comm=comm,
+        media=MediaStore(0 if media_config is None else media_config.width, dtype, device),
+        min_tokens=min_tokens, decode_program=programs[0] if programs else recorded,
+        mixed_program=programs[1] if programs else None,
+    )  # fmt: skip
     engine.warm_up(thorough=device.type == "cuda")
     log.info("warmed up", seconds=time.perf_counter() - started_s)
     if programs is not None and device.type == "cuda" and not config.disable_cuda_graph:
@@ -159,6 +166,23 @@ def _programs(
     # Ranks with unequal numbers of heads would share prefixes differently, and add up batches of unequal sizes.
     attention.share_among(min(values[0] for values in comm.all_integers([attention.most_members])))
     return DecodeProgram(model, attention, rows, planner), MixedProgram(model, attention, rows, most_tokens)
+
+
+def _recorded(
+    model: Model, attention: AttentionBackend, rows: Rows, least_rows: int, log: Log
+) -> RecordedDecode | None:
+    from services.worker.attention.numba_backend import NumbaAttention
+    from services.worker.recorded_decode import RecordedDecode
+    from services.worker.recording import NotRecordable
+
+    assert isinstance(attention, NumbaAttention)
+    try:
+        recorded = RecordedDecode(model, attention, rows, least_rows)
+    except NotRecordable as fault:
+        log.info("decode steps are not recorded", reason=str(fault))
+        return None
+    log.info("decode steps recorded", bytes=recorded.nbytes)
+    return recorded
 
 
 def _capture(program: DecodeProgram | MixedProgram, device: torch.device, log: Log) -> None:
@@ -230,7 +254,13 @@ def _load(config: WorkerConfig, model_config: ModelConfig, place: Place, log: Lo
     if config.load_format == "dummy":
         load_dummy(model.targets())
     else:
-        load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings, log=log)
+        unread = Unread()
+        load_checkpoint(config.model_path, model.targets(), tied=model_config.tie_embeddings, log=log, skip=unread)
+        if unread.cache_scales or (quantization_config(config.model_path) or {}).get("kv_cache_scheme"):
+            log.info(
+                "how the checkpoint quantizes keys and values is not used: --kv-cache-dtype says how they are kept",
+                skipped_tensors=unread.cache_scales, kv_cache_dtype=config.kv_cache_dtype,
+            )  # fmt: skip
     model.finish_loading()
     if place.scheme is not None:
         _report_sizes(model_config, place, log)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -40,8 +40,24 @@ from shared.errors import InvalidRequest
 from shared.messages.step import EngineFault, StepPlan, StepResult
 
 if TYPE_CHECKING:  # it needs Triton, which is not everywhere
-    from services.worker.decode_program import DecodeProgram
     from services.worker.mixed_program import MixedProgram
+
+
+class Decoding(Protocol):
+    """Steps of decode rows alone, prepared beforehand: `decode_program.py`, `recorded_decode.py`."""
+
+    def fits(self, rows: I64) -> bool:
+        """Whether a step of `rows` can be run."""
+
+    def run(self, rows: I64) -> tuple[Tensor, Tensor]:
+        """One step of `rows` [D], D > 0, which have a token more afterwards.
+
+        Returns:
+            Hidden states [at least D, hidden], valid until the next run, and the rows' numbers [D] int64 on the device.
+        """
+
+    def forget(self) -> None:
+        """A row has a new owner, or another prompt."""
 
 
 class Engine:
@@ -58,23 +74,22 @@ class Engine:
         comm: Communicator,
         media: MediaStore,
         min_tokens: int,
-        programs: tuple[DecodeProgram, MixedProgram] | None = None,
+        decode_program: Decoding | None = None,
+        mixed_program: MixedProgram | None = None,
     ) -> None:
         """
         Args:
             sampler: on rank 0 only; the others receive its tokens.
             media: embeddings of images and videos, put there by another thread.
             min_tokens: pad smaller forwards to this many tokens.
-            programs: for steps without extends and for small steps with them, where the attention backend can plan
-                on the device.
+            decode_program: for steps without extends.
+            mixed_program: for small steps with them.
         """
         self.spec, self.comm, self.media = spec, comm, media
         self.session, self.last_seq = "", -1
         self._model, self._rows, self._attention, self._sampler = model, rows, attention, sampler
         self._min_tokens = min_tokens
-        self._decode_program: DecodeProgram | None
-        self._mixed_program: MixedProgram | None
-        self._decode_program, self._mixed_program = programs or (None, None)
+        self._decode_program, self._mixed_program = decode_program, mixed_program
         self._device = rows.last_token.device
         self._before = mark(self._device)
         self._lockstep = Lockstep(comm)

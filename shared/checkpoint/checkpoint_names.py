@@ -15,6 +15,8 @@ from dataclasses import dataclass
 _PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.)")
 _MIXTRAL_WEIGHT = re.compile(r"(?<=\.experts\.)(\d+)\.(w[123])(?=\.)")
 _MIXTRAL_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_EXPERT_PRODUCT = re.compile(r"(?<=\.experts\.)(\d+)\.(gate_proj|down_proj|up_proj)$")
+_PREFIXES = ("model.", "", "model.language_model.", "language_model.model.", "language_model.")
 _TOWER = re.compile(r"^(vision_tower\.vision_tower\.vision_model\.|vision_tower\.vision_model\.|vision_model\.)")
 _PROJECTOR = re.compile(r"^(?:multi_modal_projector\.linear_(\d)|mm_projector(?:\.(\d+))?)(?=\.(?:weight|bias)$)")
 _VISION = ("visual.", "vision_tower.", "projector.", "image_newline")
@@ -46,6 +48,18 @@ def canonical(key: str) -> str:
     name = _PREFIX.sub("", key).replace(".block_sparse_moe.", ".mlp.")
     name = _PROJECTOR.sub(_projector, _TOWER.sub("vision_tower.", name))
     return _MIXTRAL_WEIGHT.sub(lambda found: f"{found[1]}.{_MIXTRAL_NAMES[found[2]]}", name)
+
+
+def spellings(product: str) -> tuple[str, ...]:
+    """The names by which checkpoints, and the patterns in their config.json, may know a product; the likeliest first.
+
+    Args:
+        product: canonical, without ".weight".
+    """
+    mixtral = {theirs: short for short, theirs in _MIXTRAL_NAMES.items()}
+    old = _EXPERT_PRODUCT.sub(lambda found: f"{found[1]}.{mixtral[found[2]]}", product)
+    old = old.replace(".mlp.", ".block_sparse_moe.") if old != product else product
+    return tuple(prefix + name for name in dict.fromkeys((product, old)) for prefix in _PREFIXES)
 
 
 def of_vision(name: str) -> bool:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rhizome.models import DEFAULT_MODEL
-from rhizome.models.resolve import resolve_model
 from tests.e2e.stack import Stack
-from tests.plain_model import plain_model
 
 NEW_TOKENS = 12
 TEXT = (
@@ -21,25 +18,30 @@ TEXT = (
 Case = tuple[list[int], list[int]]
 
 
+LENGTHS = [[1, 2, 3, 5, 8, 12], [16, 17, 31, 32, 33], [47, 64, 65, 90], [128, 150, 200], [257, 300]]
+
+
 @pytest.fixture(scope="module")
-def wanted(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    """20 prompts of 1 to about 300 tokens, and what transformers makes of each."""
-    folder = plain_model(resolve_model(DEFAULT_MODEL, print), tmp_path_factory.mktemp("plain") / "model")
-    torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def wanted(default_model: tuple[Any, Any]) -> list[Case]:
+    """20 prompts of LENGTHS tokens, and what transformers makes of each."""
+    model, tokenizer = default_model
     ids = tokenizer(TEXT * 8)["input_ids"]
-    prompts = [ids[i : i + n] for i, n in enumerate((1, 2, 3, 5, 8, 12, 16, 17, 31, 32, 33, 47, 64, 65, 90, 128, 150))]
-    prompts += [ids[:n] for n in (200, 257, 300)]
-    return [(prompt, _generate(model, prompt)) for prompt in prompts]
+    out: list[Case] = []
+    for lengths in LENGTHS:
+        prompts = [ids[i : i + length] for i, length in enumerate(lengths, len(out))]
+        out += zip(prompts, _generate(model, prompts), strict=True)
+    return out
 
 
-def _generate(model: torch.nn.Module, prompt: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
+def _generate(model: torch.nn.Module, prompts: list[list[int]]) -> list[list[int]]:
+    """What follows each prompt. They are padded on the left to one batch."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     with torch.no_grad():
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+        out = model.generate(ids, attention_mask=mask, do_sample=False,
                              max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)  # fmt: skip
-    return out[0, len(prompt) :].tolist()
+    return out[:, width:].tolist()
 
 
 def _ask(stack: Stack, prompt: list[int]) -> list[int]:

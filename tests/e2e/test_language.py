@@ -12,13 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rhizome as rz
 from rhizome.models import DEFAULT_MODEL
-from rhizome.models.resolve import resolve_model
 from tests.e2e.stack import Stack
-from tests.plain_model import plain_model
 
 COUNTRIES = ("France", "Spain", "Italy", "Japan", "Egypt")
 SUBJECTS = (
@@ -76,11 +73,9 @@ def test_streaming_gives_the_same_text_in_pieces(endpoint: rz.RuntimeEndpoint) -
 
 
 @pytest.fixture(scope="module")
-def likelihoods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[tuple[int, float, float]]]]:
+def likelihoods(default_model: tuple[Any, Any]) -> dict[str, list[list[tuple[int, float, float]]]]:
     """Per prompt and choice: token, log probability after the prompt, and without it; by transformers."""
-    folder = plain_model(resolve_model(DEFAULT_MODEL, print), tmp_path_factory.mktemp("plain") / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = default_model
 
     def logprobs(batch: list[list[int]]) -> list[list[float]]:
         width = max(map(len, batch))

@@ -13,31 +13,35 @@ from safetensors.torch import load_file, save_file
 
 from tests.e2e.stack import Stack, free_port
 from tests.fakes.vlm_checkpoints import QWEN_TEMPLATE, write_tokenizer
+from tests.unit.worker.driver import Driver, make_engine
 from tests.unit.worker.quantization.checkpoints import plain_checkpoint, quantized_checkpoint
 
-CASES = ["awq 32", "gptq act-order 32", "compressed-tensors int4 symmetric 32", "fp8 block", "gguf Q4_1"]
+CASES = ["awq 32", "gptq act-order 32", "compressed-tensors int4 symmetric 32",
+         "compressed-tensors int8 zero points act-order", "fp8 block", "gguf Q4_1"]  # fmt: skip
+PROMPT, NEW_TOKENS = "Once upon a time", 12
 FLAGS = ("--num-threads", "1", "--max-total-tokens", "4096")
 
 
 def checkpoint(case: str, folder: Path) -> tuple[Path, Path]:
-    """A checkpoint in a format, and the plain one of the weights that it means, each with a tokenizer."""
+    """A checkpoint in a format, with a tokenizer, and the plain one of the weights that it means."""
     plain = plain_checkpoint("llama", folder / "plain")
     quantized_checkpoint(plain, case, folder / "quantized", folder / "meant")
-    for path in (folder / "quantized", folder / "meant"):
-        write_tokenizer(path, QWEN_TEMPLATE)
+    write_tokenizer(folder / "quantized", QWEN_TEMPLATE)
     return folder / "quantized", folder / "meant"
 
 
-def greedy(model: Path) -> list[int]:
-    """What a whole deployment generates with a model."""
+def served(model: Path) -> tuple[list[int], list[int]]:
+    """What a whole deployment makes of a prompt and generates after it, greedily."""
     running = Stack("--model-path", str(model), *FLAGS)
     try:
         running.wait_ready()
-        sampling = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
-        body = {"text": "Once upon a time", "sampling_params": sampling}
+        sampling = {"temperature": 0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
+        body = {"text": PROMPT, "sampling_params": sampling}
         status, answer = running.post("/generate", body)
         assert status == 200, answer
-        return list(answer["output_ids"])
+        status, prompt = running.post("/tokenize", {"prompt": PROMPT})
+        assert status == 200, prompt
+        return list(prompt["tokens"]), list(answer["output_ids"])
     finally:
         assert running.stop() == 0
 
@@ -45,7 +49,8 @@ def greedy(model: Path) -> list[int]:
 @pytest.mark.parametrize("case", CASES)
 def test_a_quantized_checkpoint_answers_as_the_weights_that_it_means(case: str, tmp_path: Path) -> None:
     quantized, meant = checkpoint(case, tmp_path)
-    assert greedy(quantized) == greedy(meant)
+    prompt, tokens = served(quantized)
+    assert [tokens] == Driver(make_engine(meant)).generate([prompt], NEW_TOKENS)
 
 
 @pytest.mark.parametrize("harm", ["a width that nobody knows", "another method", "a wrong shape", "a broken file"])

@@ -102,6 +102,7 @@ def test_a_product_of_8_bit_floats_is_within_their_precision(tokens: int) -> Non
 
 
 @pytest.mark.parametrize("case", ["awq 32", "gptq act-order 32", "gguf Q4_1", "gptq int8", "fp8 block",
+                                  "compressed-tensors int8 zero points act-order",
                                   "compressed-tensors fp8 channel"])  # fmt: skip
 @pytest.mark.parametrize("model", ["llama", "mixtral"])
 def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, case: str) -> None:
@@ -128,6 +129,7 @@ def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Pat
 @pytest.mark.parametrize(
     ("model", "case"),
     [("llama", "awq 32"), ("llama", "gptq act-order 32"), ("llama", "compressed-tensors fp8 channel"),
+     ("llama", "compressed-tensors int8 packed zero points"),
      ("mixtral", "awq 32"), ("qwen3-moe", "fp8 block")],
 )  # fmt: skip
 def test_captured_decode_steps_repeat_what_the_prompt_gave(tmp_path: Path, model: str, case: str) -> None:

@@ -1,7 +1,7 @@
 """What a model that knows nothing writes under a grammar fits the grammar, judged by jsonschema and `regex`.
 
-Scheduler, grammars and a real engine of random weights in one process, sampling at temperature 1, with and without
-jumps and with one to three plans ahead. White space takes turns over the cases.
+Scheduler, grammars and a real engine of random weights in one process, sampling at temperature 1: every grammar with
+and without jumps. White space, plans ahead and sizes of pages take turns over the cases.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ from tests.unit.scheduler.grammar.tiny import STOP, of_regex, of_schema, vocabul
 
 SCHEMAS: list[Any] = [row[1] for row in ROWS] + [random_schema(1000 + seed) for seed in range(300)]
 MOST, LOTS = 400, 6
-WAYS = [(True, 1, 1), (True, 2, 16), (True, 3, 1), (False, 1, 16), (False, 2, 1), (False, 3, 16)]
-"""Jumps on, plans ahead, page size."""
+LOT_AND_WAY = pytest.mark.parametrize(
+    ("lot", "way"),
+    [
+        (lot, (jump, (lot + jump) % 3 + 1, (1, 16)[(lot // 3 + jump) % 2]))
+        for lot in range(LOTS)
+        for jump in (False, True)
+    ],
+)
+"""Which grammars; jumps on, plans ahead, page size. Every pair of these three comes up."""
 WAY_OUT = {'"': 4.0, "}": 4.0, "]": 4.0}
 """A random model hardly ever ends a string, a list or an object by itself."""
 
@@ -94,8 +101,7 @@ def texts(outputs: Sequence[Output]) -> list[str | None]:
     return [vocabulary().text_of(output.tokens).decode() if output.finish == STOPPED else None for output in outputs]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("lot", range(LOTS))
+@LOT_AND_WAY
 def test_json_that_ends_satisfies_its_schema(folder: Path, lot: int, way: tuple[bool, int, int]) -> None:
     cases = [Case(schema, of_schema(schema, max_whitespace=n % 3), "x@") for n, schema in enumerate(SCHEMAS[lot::LOTS])]
     for case, text in zip(cases, texts(generate(folder, cases, way)), strict=True):
@@ -104,8 +110,7 @@ def test_json_that_ends_satisfies_its_schema(folder: Path, lot: int, way: tuple[
             jsonschema.Draft202012Validator(case.source, format_checker=checker).validate(json.loads(text))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("lot", range(LOTS))
+@LOT_AND_WAY
 def test_text_that_ends_matches_its_regex(folder: Path, lot: int, way: tuple[bool, int, int]) -> None:
     cases = [Case(pattern, of_regex(pattern), pattern) for pattern in REGEXES[lot::LOTS]]
     for case, text in zip(cases, texts(generate(folder, cases, way)), strict=True):

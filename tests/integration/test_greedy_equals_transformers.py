@@ -7,6 +7,7 @@ comparison through all processes and on two ranks is in tests/e2e.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -48,14 +49,19 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     torch.set_num_threads(1)
     torch.manual_seed(11)
-    hf = MODELS[request.param]()
+    hf = MODELS[family]()
     for parameter in hf.parameters():  # spread the logits: a random model must not decide by rounding
         if parameter.dim() >= 2:
             torch.nn.init.normal_(parameter, std=0.15)
-    folder = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp(family)
     hf.eval().save_pretrained(folder)
     return folder, hf
 
@@ -77,18 +83,39 @@ def wanted(model: tuple[Path, torch.nn.Module]) -> list[tuple[list[int], list[in
     return out
 
 
+def way(family: str, depth: int, opposite: bool) -> tuple[int, int, str]:
+    """Page size, chunk and backend.
+
+    Two opposite ways differ in all three, so there are four couples of them. A model takes another couple at each
+    depth, and no two models take the same one: each model meets every pair of values, and the models together meet
+    every combination.
+    """
+    couple = (list(MODELS).index(family) + depth) % 4
+    bits = [couple >> bit & 1 ^ opposite for bit in range(3)]
+    return (1, 16)[bits[0]], (-1, 64)[bits[1]], ("torch", "numba")[bits[2]]
+
+
+def test_the_ways_of_a_model_have_every_pair_of_values_and_those_of_all_models_every_combination() -> None:
+    found = {
+        family: [(depth, *way(family, depth, side)) for depth in (1, 2, 3) for side in (False, True)]
+        for family in MODELS
+    }
+    for ways in found.values():
+        for one, other in itertools.combinations(zip(*ways, strict=True), 2):
+            assert len(set(zip(one, other, strict=True))) == len(set(one)) * len(set(other))
+    assert len({taken for ways in found.values() for taken in ways}) == 3 * 2 * 2 * 2
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("chunk", [-1, 64])
-@pytest.mark.parametrize("page_size", [1, 16])
-@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("opposite", [False, True])
 def test_tokens_are_those_of_transformers_alone_and_together_cold_and_warm(
+    family: str,
     model: tuple[Path, torch.nn.Module],
     wanted: list[tuple[list[int], list[int]]],
-    page_size: int,
-    chunk: int,
     depth: int,
-    backend: str,
+    opposite: bool,
 ) -> None:
+    page_size, chunk, backend = way(family, depth, opposite)
     driver = real_driver(model[0], page_size=page_size, chunk=chunk, depth=depth, pool_tokens=4096, backend=backend)
     alone = []
     for prompt, _ in wanted:

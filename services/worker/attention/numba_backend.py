@@ -6,7 +6,10 @@ of each kernel. Imported only where numba is there (`backend.py`); fp32 only.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from services.worker.models.llama import Attend
 from services.worker.models.rope import QkNorm, Rotation
 from services.worker.rows import Rows
 
+Array = npt.NDArray[Any]
 _NO_WEIGHT = np.zeros(0, np.float32)
 _NO_NORM = (False, _NO_WEIGHT, _NO_WEIGHT, np.float32(0.0))
 
@@ -41,6 +45,55 @@ class NumbaAttention:
     def prepare(self, batch: Batch) -> Attend:
         return _Step(self, batch)
 
+    def fixed_step(self, size: int) -> FixedStep:
+        """Attention of `size` decode rows that a recording may hold."""
+        return FixedStep(self, size)
+
+    def turn_and_store(
+        self, layer: int, qkv: Tensor, cos: Array, sin: Array, slots: Array, qk_norm: QkNorm | None
+    ) -> None:
+        norm = _NO_NORM if qk_norm is None else (True, qk_norm[0].numpy(), qk_norm[1].numpy(), np.float32(qk_norm[2]))
+        rotate_and_store(qkv.numpy(), cos, sin, self.layers[layer], slots, self.num_q_heads, *norm)
+
+    def cuts(self, seq_lens: Array) -> dict[int | None, Array]:
+        """For each window, the parts to cut rows of these lengths into."""
+        return {window: np.array([parts_for(seq_lens, window or 0, self.threads)]) for window in self.kinds}
+
+
+class FixedStep:
+    """Attention of one step of decode rows, whose inputs stay where they are: set them, then call it for each layer."""
+
+    def __init__(self, to: NumbaAttention, size: int) -> None:
+        dim = to.pool.head_dim
+        self._to, self._out = to, torch.zeros((size, to.num_q_heads, dim))
+        self._cos, self._sin = np.zeros((2, size, dim), np.float32)
+        self._rows, self._seq_lens, self._slots = np.zeros((3, size), np.int64)
+        self._seq_lens[:] = 1
+        self._cuts = to.cuts(self._seq_lens)
+
+    def set(self, rotation: Rotation, rows: Array, seq_lens: Array, slots: Array) -> None:
+        """
+        Args:
+            rotation: of all rows' new tokens.
+            rows: [R] of the page table.
+            seq_lens: [R] tokens that each sees, its new one included.
+            slots: [R] where keys and values of the new tokens go.
+        """
+        for into, values in zip((self._cos, self._sin), rotation.angles, strict=True):
+            np.copyto(into, values.view(into.shape).numpy())
+        self._rows[:], self._seq_lens[:], self._slots[:] = rows, seq_lens, slots
+        for window, cut in self._to.cuts(seq_lens).items():
+            self._cuts[window][:] = cut
+
+    def __call__(self, layer: int, qkv: Tensor, rotation: Rotation, qk_norm: QkNorm | None) -> Tensor:
+        to, window = self._to, self._to.windows[layer]
+        to.turn_and_store(layer, qkv, self._cos, self._sin, self._slots, qk_norm)
+        to.attend_decode(
+            qkv.numpy(), to.layers[layer], to.rows.page_table.host, self._rows, self._seq_lens, self._out.numpy(), 0,
+            to.pool.page_size, window or 0, self._cuts[window],
+        )  # fmt: skip
+        return self._out.flatten(1)
+
 
 class _Step:
     """What `prepare` returns: called once per layer."""
@@ -49,15 +102,14 @@ class _Step:
         self._to, self._batch, self._slots = to, batch, batch.slots.numpy()
         self._extends = list(plan_extends(to.pool, to.rows, batch, to.kinds))
         self._buffer = gather_buffer(to.pool, (extend.keys for extend in self._extends))
-        self._parts = {window: parts_for(batch.decode_lens, window or 0, to.threads) for window in to.kinds}
+        self._cuts = to.cuts(batch.decode_lens)
         # One buffer for all layers: each is consumed before the next. Padding stays zero.
         self._out = torch.zeros((batch.num_tokens, to.num_q_heads, to.pool.head_dim))
 
     def __call__(self, layer: int, qkv: Tensor, rotation: Rotation, qk_norm: QkNorm | None) -> Tensor:
-        to, (tokens, heads, dim) = self._to, self._out.shape
+        tokens, heads, dim = self._out.shape
         cos, sin = (angle.view(tokens, dim).numpy() for angle in rotation.angles)
-        norm = _NO_NORM if qk_norm is None else (True, qk_norm[0].numpy(), qk_norm[1].numpy(), np.float32(qk_norm[2]))
-        rotate_and_store(qkv.numpy(), cos, sin, to.layers[layer], self._slots, heads, *norm)
+        self._to.turn_and_store(layer, qkv, cos, sin, self._slots, qk_norm)
         if self._extends:
             self._extend(layer, qkv)
         if len(self._batch.decode_rows):
@@ -73,10 +125,7 @@ class _Step:
 
     def _decode(self, layer: int, qkv: Tensor) -> None:
         to, batch, window = self._to, self._batch, self._to.windows[layer]
-        parts = self._parts[window]
-        use_threads(parts)
         to.attend_decode(
             qkv.numpy(), to.layers[layer], to.rows.page_table.host, batch.decode_rows, batch.decode_lens,
-            self._out.numpy(), batch.num_extend_tokens, to.pool.page_size, window or 0, parts,
+            self._out.numpy(), batch.num_extend_tokens, to.pool.page_size, window or 0, self._cuts[window],
         )  # fmt: skip
-        use_threads(to.threads)

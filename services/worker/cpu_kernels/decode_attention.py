@@ -10,14 +10,13 @@ block is always on its way: its keys are asked for between the scores, its value
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 from numba import prange
 
 from services.worker.cpu_kernels.exponential import exp
 from services.worker.cpu_kernels.intrinsics import prefetch
-from services.worker.cpu_kernels.jit import inner, kernel
+from services.worker.cpu_kernels.jit import Kernel, inner, kernel
 
 BLOCK = 16
 """Tokens scored together: a vector register of scores."""
@@ -36,7 +35,7 @@ def parts_for(seq_lens: np.ndarray, window: int, threads: int) -> int:
 
 
 @functools.cache
-def decode_kernel(dim: int) -> Callable[..., None]:
+def decode_kernel(dim: int) -> Kernel:
     """The kernel `decode_attention` for heads of `dim` elements, a constant in its machine code."""
 
     @kernel
@@ -50,7 +49,7 @@ def decode_kernel(dim: int) -> Callable[..., None]:
         first: int,
         page_size: int,
         window: int,
-        parts: int,
+        cut: np.ndarray,
     ) -> None:
         """Attend with one query per row; writes `out[first : first + N]`.
 
@@ -61,9 +60,9 @@ def decode_kernel(dim: int) -> Callable[..., None]:
             rows, seq_lens: [N] int64, row of the page table and tokens in it, at least one.
             out: [T, H, D] fp32.
             window: tokens that a query sees, itself included; 0 = all.
-            parts: what to cut the work into: as many as threads work on it (`parts_for`).
+            cut: [1] int64, parts to cut the work into (`parts_for`).
         """
-        count, heads = len(rows), out.shape[1]
+        count, heads, parts = len(rows), out.shape[1], cut[0]
         blocks = 0
         for i in range(count):
             blocks += _blocks(seq_lens[i], window)

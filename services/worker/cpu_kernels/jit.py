@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,35 @@ if _folder is not None:
 # Loaded after torch, numba's OpenMP layer runs on torch's threads: they need not be woken between two matrix products.
 _config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-kernel = numba.njit(**_OPTIONS, parallel=True, cache=_folder is not None)
-"""Called from Python; `prange` uses the threads of `use_threads`."""
+
+class _Notes(threading.local):
+    """Of this thread: who is told of every call of a kernel before it runs (`recording.py`)."""
+
+    take: Callable[[Callable[..., None], tuple[Any, ...]], None] | None = None
+
+
+notes = _Notes()
+
+
+class Kernel:
+    """A function compiled by numba, called with arrays and numbers."""
+
+    __slots__ = ("compiled",)
+
+    def __init__(self, compiled: Callable[..., None]) -> None:
+        self.compiled = compiled
+
+    def __call__(self, *args: Any) -> None:
+        if notes.take is not None:
+            notes.take(self.compiled, args)
+        self.compiled(*args)
+
+
+def kernel(function: Callable[..., None]) -> Kernel:
+    """Called from Python; `prange` uses the threads of `use_threads`."""
+    return Kernel(numba.njit(**_OPTIONS, parallel=True, cache=_folder is not None)(function))
+
+
 inner = numba.njit(**_OPTIONS, inline="always")
 """Called from kernels. Part of its caller, so that a constant given to it is one."""
 

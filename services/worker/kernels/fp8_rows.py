@@ -1,5 +1,6 @@
-"""Activations to 8-bit floats, each token with a scale of its own. Called by `models/quantized.py` before a product of
-two 8-bit matrices.
+"""Activations to 8-bit floats, each token with a scale of its own.
+
+Called by `models/triton_product.py` before a product of two 8-bit matrices.
 """
 
 from __future__ import annotations
@@ -7,6 +8,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
+from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
 
 FP8 = torch.float8_e4m3fn
 MOST = torch.finfo(FP8).max
@@ -22,7 +25,10 @@ def _fp8_rows_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     MOST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     largest = tl.zeros([BLOCK], tl.float32)
@@ -47,6 +53,7 @@ def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if tokens:
         block = min(_BLOCK, triton.next_power_of_2(width))
         _fp8_rows_kernel[(tokens,)](
-            x, out, scales, x.stride(0), WIDTH=width, BLOCK=block, MOST=MOST, num_warps=8 if block > 1024 else 4
-        )
+            x, out, scales, x.stride(0), WIDTH=width, BLOCK=block, MOST=MOST, num_warps=8 if block > 1024 else 4,
+            **overlap(x.device),
+        )  # fmt: skip
     return out, scales

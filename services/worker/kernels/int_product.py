@@ -17,6 +17,7 @@ import triton.language as tl
 
 from services.worker.kernels.device import INTERPRETED, sm_count
 from services.worker.kernels.int_tiles import IntTiles, halves
+from services.worker.kernels.overlap import let_the_next_begin, overlap, prefetch, wait_for_the_one_before
 
 MOST_TOKENS = 128
 """Above, expanding the weight once costs less than expanding it for every tile of tokens."""
@@ -161,8 +162,16 @@ def eight_bits(tile: tl.tensor, dtype: tl.constexpr, ASM: tl.constexpr) -> tl.te
 
 @triton.jit
 def _step_sums_kernel(
-    x: tl.tensor, sums: tl.tensor, x_stride: tl.int64, DEPTH: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr
+    x: tl.tensor,
+    sums: tl.tensor,
+    x_stride: tl.int64,
+    DEPTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STEPS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     step, depth = tl.arange(0, STEPS), tl.arange(0, BLOCK_K)
     at = step[:, None] * BLOCK_K + depth[None, :]
@@ -197,6 +206,7 @@ def _int_product_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     read_row = row % ROWS  # loads without a mask; the stores have one
@@ -207,6 +217,8 @@ def _int_product_kernel(
     SHARE: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
     first = tl.program_id(2) * SHARE
     codes_at = codes + read_row.to(tl.int64)[:, None] * DEPTH + depth[None, :]
+    if OVERLAP:  # the memory need not wait for the inputs
+        prefetch(codes + read_row.to(tl.int64) * DEPTH + tl.minimum(first * BLOCK_K, DEPTH - 1))
     x_at = x + token.to(tl.int64)[None, :] * x_stride + depth[:, None]
     acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
     acc_odd = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
@@ -217,9 +229,10 @@ def _int_product_kernel(
         first_at = words_at + tl.minimum(first * BLOCK_K // GROUP, LAST_GROUP) * 2 * ROWS
         words = tl.load(first_at)  # one step ahead of its use
         words_odd = tl.load(first_at + ROWS)
-        if SUMMED:
-            first_step = tl.minimum(first, STEPS - 1)
-            step_sums = tl.load(sums + first_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
+    wait_for_the_one_before(OVERLAP)
+    if BITS == 4 and SUMMED:
+        first_step = tl.minimum(first, STEPS - 1)
+        step_sums = tl.load(sums + first_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
     for step in range(first, tl.minimum(first + SHARE, STEPS)):
         start = step * BLOCK_K
         if DEPTH % BLOCK_K == 0:
@@ -250,6 +263,7 @@ def _int_product_kernel(
                 total = tl.dot(ones, inputs, zero, input_precision=PRECISION)
             acc += (offset - BASE * scale)[:, None] * total
             acc_odd += (offset_odd - BASE * scale_odd)[:, None] * total
+    let_the_next_begin(OVERLAP)
     acc *= factor
     acc_odd *= factor
     inside = (row < ROWS)[:, None] & real[None, :]
@@ -323,7 +337,7 @@ def int_product(
         SPLITS=config.splits,
         BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, **overlap(x.device),
     )  # fmt: skip
     return out
 
@@ -334,8 +348,9 @@ def _step_sums(x: torch.Tensor, block_k: int) -> torch.Tensor:
     steps = triton.cdiv(depth, block_k)
     sums = torch.empty((steps, tokens), dtype=torch.float32, device=x.device)
     _step_sums_kernel[(tokens,)](
-        x, sums, x.stride(0), DEPTH=depth, BLOCK_K=block_k, STEPS=triton.next_power_of_2(steps), num_warps=8
-    )
+        x, sums, x.stride(0), DEPTH=depth, BLOCK_K=block_k, STEPS=triton.next_power_of_2(steps), num_warps=8,
+        **overlap(x.device),
+    )  # fmt: skip
     return sums
 
 

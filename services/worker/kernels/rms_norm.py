@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
+
 
 @triton.jit
 def _rms_norm_kernel(
@@ -20,7 +22,10 @@ def _rms_norm_kernel(
     eps: tl.float32,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -40,7 +45,10 @@ def _add_rms_norm_kernel(
     eps: tl.float32,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -67,7 +75,10 @@ def _head_rms_norm_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     column = tl.arange(0, BLOCK)
@@ -94,8 +105,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
     if tokens:
         block = triton.next_power_of_2(width)
         _rms_norm_kernel[(tokens,)](
-            x, weight, out, x.stride(0), out.stride(0), eps, WIDTH=width, BLOCK=block, num_warps=_row_warps(block)
-        )
+            x, weight, out, x.stride(0), out.stride(0), eps,
+            WIDTH=width, BLOCK=block, num_warps=_row_warps(block), **overlap(x.device),
+        )  # fmt: skip
     return out
 
 
@@ -113,7 +125,7 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
         block = triton.next_power_of_2(width)
         _add_rms_norm_kernel[(tokens,)](
             x, residual, weight, x.stride(0), residual.stride(0), eps,
-            WIDTH=width, BLOCK=block, num_warps=_row_warps(block),
+            WIDTH=width, BLOCK=block, num_warps=_row_warps(block), **overlap(x.device),
         )  # fmt: skip
 
 
@@ -131,6 +143,7 @@ def head_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
         _head_rms_norm_kernel[(tokens, triton.cdiv(num_heads, heads))](
             x, weight, x.stride(0), x.stride(1), num_heads, eps,
             WIDTH=width, BLOCK=triton.next_power_of_2(width), HEADS=heads, num_warps=4,
+            **overlap(x.device),
         )  # fmt: skip
 
 

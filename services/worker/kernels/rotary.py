@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.device import INDEX_POINTERS
+from services.worker.kernels.overlap import overlap, wait_for_the_one_before
 
 HEADS_PER_PROGRAM = 8
 
@@ -61,7 +62,9 @@ def _rotate_and_store_kernel(
     HALF_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     NORM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     q_parts = (NUM_Q_HEADS + HEADS - 1) // HEADS
@@ -133,4 +136,5 @@ def rotate_and_store(
         eps, 1.0 / k_scale, 1.0 / v_scale, qkv.stride(0), k_pool.stride(0),
         NUM_Q_HEADS=num_q_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         HALF_BLOCK=triton.next_power_of_2(head_dim // 2), HEADS=heads, NORM=qk_norm is not None, num_warps=2,
+        **overlap(qkv.device),
     )  # fmt: skip

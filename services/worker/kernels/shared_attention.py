@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.device import INDEX_POINTERS, sm_count
+from services.worker.kernels.overlap import overlap, wait_for_the_one_before
 from services.worker.kernels.paged_tiles import LOG2_E, MASKED, attend_blocks
 from services.worker.kernels.split_plan import SplitConfig, SplitWorkspace, split_workspace
 
@@ -117,7 +118,9 @@ def _shared_attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
     worker = tl.program_id(0)
     kv_head = tl.program_id(1)
     share = tl.load(share_in)
@@ -197,5 +200,5 @@ def shared_attention(
         NUM_Q_HEADS=num_q_heads, GROUP=group, MEMBERS=workspace.max_members, HEAD_DIM=head_dim, PAGE_SIZE=page_size,
         BLOCK_M=max(16, triton.next_power_of_2(group * workspace.max_members)), BLOCK_N=split.config.block_n,
         BLOCK_D=triton.next_power_of_2(head_dim), PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=split.config.num_warps, num_stages=split.config.num_stages,
+        num_warps=split.config.num_warps, num_stages=split.config.num_stages, **overlap(q.device),
     )  # fmt: skip

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
+
 BLOCK = 1024
 
 
@@ -17,7 +19,10 @@ def _silu_and_mul_kernel(
     out_stride: tl.int64,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -41,6 +46,7 @@ def silu_and_mul(gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torc
     if tokens:
         block = min(BLOCK, triton.next_power_of_2(width))
         _silu_and_mul_kernel[(tokens, triton.cdiv(width, block))](
-            gate_up, out, gate_up.stride(0), out.stride(0), WIDTH=width, BLOCK=block, num_warps=4
-        )
+            gate_up, out, gate_up.stride(0), out.stride(0), WIDTH=width, BLOCK=block, num_warps=4,
+            **overlap(gate_up.device),
+        )  # fmt: skip
     return out

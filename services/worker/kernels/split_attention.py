@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.device import INDEX_POINTERS
+from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
 from services.worker.kernels.paged_tiles import LOG2_E, MASKED, load_heads, slots_of
 from services.worker.kernels.shared_attention import SharedWorkspace, Sharing
 from services.worker.kernels.split_plan import SplitWorkspace
@@ -56,7 +57,9 @@ def _split_attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
     worker = tl.program_id(0)
     kv_head = tl.program_id(1)
     share = tl.load(share_in)
@@ -194,7 +197,10 @@ def _merge_kernel(
     BLOCK_D: tl.constexpr,
     PARTIALS: tl.constexpr,
     HEADS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     row = tl.program_id(0)
     query = tl.program_id(1)
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
@@ -299,7 +305,7 @@ def split_attention(
         HEAD_DIM=head_dim, PAGE_SIZE=page_size, WINDOW=workspace.window,
         BLOCK_M=max(16, triton.next_power_of_2(group * max_q)), BLOCK_N=config.block_n,
         BLOCK_D=block_d, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, **overlap(q.device),
     )  # fmt: skip
     many = num_rows >= MANY_ROWS and max_q == 1
     heads = min(8, triton.next_power_of_2(num_q_heads)) if many else 1
@@ -307,5 +313,5 @@ def split_attention(
         cu_q, workspace.cu_blocks, workspace.share, out, workspace.partial_out, workspace.partial_lse,
         chunk_of, place_of, chunks.cu_blocks, chunks.share, chunks.partial_out, chunks.partial_lse, out.stride(0),
         NUM_Q_HEADS=num_q_heads, MAX_Q=max_q, RAGGED_Q=ragged, MEMBERS=members, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        PARTIALS=2 if many else 32, HEADS=heads, num_warps=4,
+        PARTIALS=2 if many else 32, HEADS=heads, num_warps=4, **overlap(q.device),
     )  # fmt: skip

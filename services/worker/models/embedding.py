@@ -43,5 +43,7 @@ class Embedding:
             return F.embedding(ids, weight)
         assert isinstance(weight, IntWeight)
         scales = weight.scales.index_select(0, ids)
-        rows = weight.codes.index_select(0, ids).to(torch.float32).view(*scales.shape, -1)
-        return rows.mul_(scales.unsqueeze(2)).flatten(1).to(self._dtype)
+        rows = weight.codes.index_select(0, ids).to(torch.float32).view(*scales.shape, -1).mul_(scales.unsqueeze(2))
+        if weight.offsets is not None:
+            rows += weight.offsets.index_select(0, ids).unsqueeze(2)
+        return rows.flatten(1).to(self._dtype)

@@ -65,10 +65,29 @@ class LlamaModel:
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend, media: MediaInput | None = None) -> Tensor:
         """[walk 9] Hidden states [T, hidden] of tokens `ids` [T] at rotary `positions` [T] or [3, T]; ragged rows, no
         padding. `media` takes the place of some ids."""
-        residual, delta = self._embedding(ids), None
+        residual = self.embed(ids)
         if media is not None:
             media.embed_(residual)
-        rotation = Rotation(self._rotary, positions)
+        return self.through_layers(residual, self.rotation(positions), attend, media)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[T, hidden] of tokens `ids` [T], this call's own."""
+        if self._comm.size == 1:
+            return self._embed(ids)
+        start, stop = self._shard.vocab.start, self._shard.vocab.stop
+        elsewhere = (ids < start) | (ids >= stop)
+        x = self._embed((ids - start).masked_fill_(elsewhere, 0))
+        return self._comm.all_reduce(x.masked_fill_(elsewhere.unsqueeze(1), 0.0))
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Of tokens at `positions` [T] or [3, T]."""
+        return Rotation(self._rotary, positions)
+
+    def through_layers(
+        self, residual: Tensor, rotation: Rotation, attend: Attend, media: MediaInput | None = None
+    ) -> Tensor:
+        """Hidden states [T, hidden] of embedded tokens [T, hidden], which are used up."""
+        delta = None
         for i, layer in enumerate(self._layers):
             delta = layer.forward_(residual, delta, rotation, i, attend)
             if media is not None:
@@ -79,14 +98,6 @@ class LlamaModel:
         """[N, V] in the model's dtype for `hidden` [N, hidden], on rank 0; None on the other ranks."""
         h = self._ops.add_rms_norm(hidden, None, self._norm, self.config.rms_norm_eps)
         return self._comm.gather_columns(self._head(h), self._shard.vocab_widths)
-
-    def _embedding(self, ids: Tensor) -> Tensor:
-        if self._comm.size == 1:
-            return self._embed(ids)
-        start, stop = self._shard.vocab.start, self._shard.vocab.stop
-        elsewhere = (ids < start) | (ids >= stop)
-        x = self._embed((ids - start).masked_fill_(elsewhere, 0))
-        return self._comm.all_reduce(x.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
 
 class _Layer:

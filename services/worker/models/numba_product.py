@@ -8,6 +8,7 @@ from torch import Tensor
 
 from services.worker.cpu_kernels.int_product import expand4, expand8, int4_product, int8_product
 from services.worker.cpu_kernels.vectors import LANES
+from services.worker.models.group_offsets import add_offsets
 from services.worker.quantization.weights import IntWeight
 
 MOST_TOKENS = 16
@@ -22,29 +23,30 @@ class NumbaIntProduct:
     def __init__(self, weight: IntWeight) -> None:
         self._width, self._per_row, self._order = weight.shape[0], 8 // weight.bits, weight.order
         codes, scales, offsets = weight.codes, weight.scales, weight.offsets
-        if offsets is not None:  # 4 bits, two features to a byte
+        if weight.bits == 4:  # two features to a byte
+            assert offsets is not None
             if self._width % 2:
                 codes, scales, offsets = (F.pad(t, (0, 0, 0, 1)) for t in (codes, scales, offsets))
             codes = codes[0::2] | codes[1::2] << 4
-        self._codes, self._scales = codes.contiguous(), scales.contiguous()
-        self._offsets = None if offsets is None else offsets.contiguous()
+        self._codes, self._scales = codes.contiguous().numpy(), scales.contiguous().numpy()
+        self._offsets = None if offsets is None else offsets.contiguous().numpy()
         self._group = codes.shape[1] // scales.shape[1]
-        self.nbytes = sum(t.nbytes for t in (self._codes, self._scales, self._offsets) if t is not None)
+        self.nbytes = sum(array.nbytes for array in (self._codes, self._scales, self._offsets) if array is not None)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         x = x.contiguous() if self._order is None else x.index_select(1, self._order)
-        few = len(x) <= MOST_TOKENS and self._group % LANES == 0
+        few = x.shape[0] <= MOST_TOKENS and self._group % LANES == 0
         out = (self._few if few else self._many)(x)[:, : self._width]
+        if self._per_row == 1 and self._offsets is not None:
+            add_offsets(out, x, torch.from_numpy(self._offsets))
         return out if bias is None else out.add_(bias)
 
     def _few(self, x: Tensor) -> Tensor:
-        out = x.new_empty((len(x), len(self._scales)))
-        if self._offsets is None:
-            int8_product(x.numpy(), self._codes.numpy(), self._scales.numpy(), out.numpy())
+        out = x.new_empty((x.shape[0], len(self._scales)))
+        if self._per_row == 1:
+            int8_product(x.numpy(), self._codes, self._scales, out.numpy())
         else:
-            int4_product(
-                x.numpy(), self._codes.numpy(), self._scales.numpy(), self._offsets.numpy(), out.numpy()
-            )  # fmt: skip
+            int4_product(x.numpy(), self._codes, self._scales, self._offsets, out.numpy())
         return out
 
     def _many(self, x: Tensor) -> Tensor:
@@ -59,12 +61,13 @@ class NumbaIntProduct:
         return out
 
     def _expand(self, start: int, weight: Tensor) -> None:
-        """Weights of the features from `start` on to `weight` [features, K]."""
+        """Weights of the features from `start` on to `weight` [features, K]; of 8 bits, without offsets."""
         part, groups = slice(start, start + len(weight)), self._scales.shape[1]
         codes = self._codes[start // self._per_row :][: len(weight) // self._per_row]
-        grouped = codes.view(len(codes), groups, -1).numpy()
-        if self._offsets is None:
-            expand8(grouped, self._scales[part].numpy(), weight.view(len(weight), groups, -1).numpy())
+        grouped = codes.reshape(len(codes), groups, -1)
+        if self._per_row == 1:
+            expand8(grouped, self._scales[part], weight.view(len(weight), groups, -1).numpy())
             return
-        scales, offsets = (t[part].view(-1, 2, groups).numpy() for t in (self._scales, self._offsets))
+        assert self._offsets is not None
+        scales, offsets = (array[part].reshape(-1, 2, groups) for array in (self._scales, self._offsets))
         expand4(grouped, scales, offsets, weight.view(len(codes), 2, groups, -1).numpy())

@@ -48,10 +48,12 @@ def _plain(weights: Tensor | list[Weight], dtype: torch.dtype) -> Tensor:
 
 
 def _stack(weights: Tensor | list[Weight]) -> ExpertTiles | None:
-    """None: some are plain, or not all of one form."""
+    """None: no kernel computes with all of them; some are plain, not all have one form, or 8 bits have offsets."""
     if isinstance(weights, Tensor) or len({_form(weight) for weight in weights}) > 1:
         return None
     ints = [weight for weight in weights if isinstance(weight, IntWeight)]
+    if any(weight.bits == 8 and weight.offsets is not None for weight in ints):
+        return None
     if ints:
         every = torch.arange(ints[0].shape[1], device=ints[0].codes.device)
         ordered = any(weight.order is not None for weight in ints)

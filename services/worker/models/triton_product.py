@@ -14,6 +14,7 @@ from torch import Tensor
 from services.worker.kernels.fp8_rows import fp8_rows
 from services.worker.kernels.int_product import MOST_TOKENS, arrival_counters, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
+from services.worker.models.group_offsets import add_offsets
 from services.worker.quantization.weights import Fp8Weight, IntWeight
 
 _counters = functools.cache(arrival_counters)
@@ -32,11 +33,18 @@ class TritonIntProduct:
         self._width = weight.shape[0]
         self._tiles = _tiles(weight)
         self._order = weight.order if isinstance(weight, IntWeight) else None
+        self._offsets = weight.offsets if isinstance(weight, IntWeight) and weight.bits == 8 else None
         self.nbytes = self._tiles.codes.nbytes + self._tiles.table.nbytes
+        self.nbytes += 0 if self._offsets is None else self._offsets.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._order is not None:
             x = x.index_select(1, self._order)
+        out = self._scaled(x, bias)
+        return out if self._offsets is None else add_offsets(out, x, self._offsets)
+
+    def _scaled(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Without the offsets of 8 bits."""
         if len(x) > MOST_TOKENS:
             return F.linear(x, expand(self._tiles, x.dtype)[: self._width], bias)
         if bias is not None and self._width < self._tiles.width:

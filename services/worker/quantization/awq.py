@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from services.worker.quantization.stored import Part, Shapes, Stored, cover, groups_of, unpack, usually_plain
-from services.worker.quantization.weights import IntWeight
+from services.worker.quantization.weights import IntWeight, int_weight
 from shared.checkpoint.target import Target
 from shared.errors import ConfigError
 
@@ -51,8 +51,7 @@ class Awq:
                 unpack(t, 4).view(len(t), -1, _PER_WORD)[..., _PLACES].flatten(1)[:, words.keep].T
                 for t in (qweight, qzeros)
             )
-            own = groups.of(scales.T)
-            return IntWeight(4, codes.contiguous(), own.contiguous(), groups.of(zeros).float() * -own)
+            return int_weight(4, codes, groups.of(scales.T), groups.of(zeros).float())
 
         targets = {
             "qweight": Target(qweight, (part.in_features, num_words), (part.columns, words.take)),

@@ -1,8 +1,8 @@
 """8-bit floats: one scale for a tensor, one for each output, or one for each block of outputs and inputs.
 
 Products that checkpoints of `quant_method` fp8 hold, those of compressed-tensors with float weights, and plain weights
-that are rounded when they are loaded. Scales of activations that a checkpoint fixes are read and not used: each token
-gets its own.
+that are rounded when they are loaded. Scales of activations that a checkpoint fixes are not read (`unread.py`): each
+token gets its own.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from services.worker.quantization.weights import FP8, Fp8Weight, fp8_of
 from shared.checkpoint.target import Target, whole
 from shared.errors import ConfigError
 
-_UNUSED = ("input_scale", "activation_scale")
-
 
 class Fp8:
-    """The scheme `fp8`: tensors, or blocks as in DeepSeek's and Qwen3's checkpoints."""
+    """The scheme `fp8`: tensors, or blocks as in DeepSeek's and Qwen3's checkpoints.
+
+    Both names of the scales mean factors. A scale by tensor has either one, a scale by block the second.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         """
@@ -37,10 +38,11 @@ class Fp8:
         self.name = f"fp8 blocks of {self._block[0]} x {self._block[1]}" if self._block else "fp8"
 
     def stored(self, part: Part, shapes: Shapes | None, device: torch.device) -> Stored | None:
-        scale = "weight_scale_inv" if self._block else "weight_scale"
-        if usually_plain(part.name) if shapes is None else f"{part.name}.{scale}" not in shapes:
-            return None
-        return fp8_stored(part, scale, self._block, shapes, device)
+        names = ("weight_scale_inv",) if self._block else ("weight_scale", "weight_scale_inv")
+        if shapes is None:
+            return None if usually_plain(part.name) else fp8_stored(part, names[0], self._block, None, device)
+        scale = next((name for name in names if f"{part.name}.{name}" in shapes), None)
+        return None if scale is None else fp8_stored(part, scale, self._block, shapes, device)
 
 
 class RoundedToFp8:
@@ -80,9 +82,6 @@ def fp8_stored(
         full = shapes[f"{part.name}.{scale}"]
     scales = torch.empty(full, dtype=torch.float32, device=device)
     targets[scale] = whole(scales)
-    for name in _UNUSED:
-        if shapes is not None and (unused := shapes.get(f"{part.name}.{name}")) is not None:
-            targets[name] = whole(torch.empty(unused, device=device))
 
     def read() -> Fp8Weight:
         return Fp8Weight(codes, _scales(part, scales, block).contiguous())

@@ -1,19 +1,37 @@
 """GPTQ: 4 or 8 bits, inputs packed into words; zero points of version 1 (less one) and 2; any order of inputs.
 
-Source: the packing of AutoGPTQ and GPTQModel.
+Products may have settings of their own (`dynamic`). Source: the packing of AutoGPTQ and GPTQModel, and how GPTQModel
+chooses settings.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from services.worker.quantization.stored import Part, Shapes, Stored, cover, groups_of, unpack, usually_plain
-from services.worker.quantization.weights import IntWeight
+from services.worker.quantization.input_order import arrange
+from services.worker.quantization.product_names import NamePattern
+from services.worker.quantization.stored import Part, Shapes, Stored, cover, unpack, usually_plain
+from services.worker.quantization.weights import IntWeight, int_weight
 from shared.checkpoint.target import ALL, Target
 from shared.errors import ConfigError
+
+_LAYOUTS = {"gptq": 1, "gptq_v2": 0}
+"""What to add to the zero points in the files."""
+_PLAIN, _QUANTIZED = "-:", "+:"
+"""Before a pattern of `dynamic`; no prefix is the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What tells a product's layout; whether it is symmetric or in another order is seen in its tensors."""
+
+    bits: int
+    group: int
+    """Inputs; -1 = all."""
 
 
 class Gptq:
@@ -22,27 +40,29 @@ class Gptq:
     def __init__(self, config: dict[str, Any]) -> None:
         """
         Raises:
-            ConfigError: another width or layout, or layers that differ from each other in it.
+            ConfigError: another width or layout, of all products or of those that a pattern means.
         """
-        bits = config.get("bits")
-        if bits not in (4, 8):
-            raise ConfigError(f"GPTQ with {bits} bits is not supported: use a checkpoint with 4 or 8")
-        self._bits = int(bits)
-        layout = str(config.get("checkpoint_format") or "gptq")
-        if layout not in ("gptq", "gptq_v2"):
-            raise ConfigError(f"GPTQ layout {layout!r} is not supported: use gptq or gptq_v2")
-        differing = [pattern for pattern in config.get("dynamic") or {} if not pattern.startswith("-:")]
-        if differing:
-            raise ConfigError(f"GPTQ layers with settings of their own are not supported: {differing[0]!r}")
-        self._zero_bias = 1 if layout == "gptq" else 0
-        self._group = int(config.get("group_size", 128))
-        self.name = f"gptq int{self._bits} group {self._group}"
+        layout = str(config.get("checkpoint_format") or config.get("format") or "gptq")
+        layout = "marlin" if config.get("is_marlin_format") else layout
+        if layout not in _LAYOUTS:
+            raise ConfigError(f"GPTQ layout {layout!r} is not supported: use a checkpoint in {' or '.join(_LAYOUTS)}")
+        self._zero_bias = _LAYOUTS[layout]
+        self._settings = _settings(config, {}, "")
+        self._dynamic: list[tuple[NamePattern, _Settings | None]] = []
+        for rule, changes in (config.get("dynamic") or {}).items():
+            pattern = NamePattern(rule.removeprefix(_PLAIN).removeprefix(_QUANTIZED))
+            own = None if rule.startswith(_PLAIN) else _settings(config, changes or {}, f", which {rule!r} has,")
+            self._dynamic.append((pattern, own))
+        self.name = f"gptq int{self._settings.bits} group {self._settings.group}"
 
     def stored(self, part: Part, shapes: Shapes | None, device: torch.device) -> Stored | None:
-        if usually_plain(part.name) if shapes is None else f"{part.name}.qweight" not in shapes:
+        own = self._settings_of(part.name)
+        guess = own is not None and not usually_plain(part.name)
+        if not (guess if shapes is None else f"{part.name}.qweight" in shapes):
             return None
-        bits, per_word = self._bits, 32 // self._bits
-        group = self._group if self._group > 0 else part.in_features
+        settings = own or self._settings
+        bits, per_word = settings.bits, 32 // settings.bits
+        group = settings.group if settings.group > 0 else part.in_features
         num_groups = -(-part.in_features // group)
         inputs, outputs = cover(part.columns, per_word), cover(part.rows, per_word)
         taken_inputs, taken_outputs = (c.take.stop - c.take.start for c in (inputs, outputs))
@@ -62,42 +82,27 @@ class Gptq:
         def read() -> IntWeight:
             codes = unpack(qweight.T, bits)[:, inputs.keep]  # [N, K]
             zeros = (unpack(qzeros, bits)[:, outputs.keep].T.int() + self._zero_bias).float()  # [N, groups]
-            if g_idx is not None and not torch.equal(g_idx, _in_order(part, group, device)):
-                order, members = _order(part, g_idx, group)
-                return _weight(part, bits, codes[:, order], scales.T[:, members], zeros[:, members], order)
-            groups = groups_of(part, group)
-            return _weight(part, bits, codes, groups.of(scales.T[:, groups.take]), groups.of(zeros[:, groups.take]))
+            found = arrange(part, group, g_idx, "desc_act")
+            return int_weight(bits, found.inputs(codes), found.groups(scales.T), found.groups(zeros), found.order)
 
         return Stored(targets, read)
 
+    def _settings_of(self, product: str) -> _Settings | None:
+        """By the first pattern that means it; None = it is to be plain."""
+        return next((own for pattern, own in self._dynamic if pattern.means(product)), self._settings)
 
-def _in_order(part: Part, group: int, device: torch.device) -> Tensor:
-    return torch.arange(part.columns.start, part.columns.stop, dtype=torch.int32, device=device) // group
 
+def _settings(config: dict[str, Any], changes: dict[str, Any], whose: str) -> _Settings:
+    """Of all products, or of those with changes to that.
 
-def _order(part: Part, g_idx: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Inputs by their groups, and the groups in that order.
+    Args:
+        changes: what goes before `config`.
+        whose: for the error.
 
     Raises:
-        ConfigError: groups of unequal size, as ranks that share the inputs of such a product have.
+        ConfigError: a width that is not supported.
     """
-    if part.depth < part.in_features:
-        raise ConfigError(
-            f"{part.name}: GPTQ with inputs in another order (desc_act) cannot be shared among ranks along its inputs: "
-            "use --tp-size 1 or a checkpoint without desc_act"
-        )
-    members, counts = torch.unique(g_idx, return_counts=True)
-    if not bool((counts == group).all()):
-        raise ConfigError(f"{part.name}: g_idx puts {counts.tolist()[:8]} inputs into groups of {group}: broken file?")
-    return g_idx.argsort(stable=True), members.long()
-
-
-def _weight(
-    part: Part, bits: int, codes: Tensor, scales: Tensor, zeros: Tensor, order: Tensor | None = None
-) -> IntWeight:
-    scales = scales.contiguous()
-    if bits == 4:
-        return IntWeight(4, codes.contiguous(), scales, zeros * -scales, order)
-    if not bool((zeros == 128).all()):
-        raise ConfigError(f"{part.name}: GPTQ with 8 bits and zero points is not supported: use one quantized with sym")
-    return IntWeight(8, (codes.int() - 128).to(torch.int8).contiguous(), scales, None, order)
+    bits = changes.get("bits", config.get("bits"))
+    if bits not in (4, 8):
+        raise ConfigError(f"GPTQ with {bits} bits{whose} is not supported: use a checkpoint with 4 or 8")
+    return _Settings(int(bits), int(changes.get("group_size", config.get("group_size", 128))))

@@ -32,6 +32,8 @@ def quantization_config(folder: str | Path) -> dict[str, Any] | None:
     """
     raw = read_json_object(Path(folder) / "config.json", required=True)
     config = raw.get("quantization_config") or raw.get("compression_config")
+    if config is None and isinstance(inner := raw.get("text_config"), dict):  # of models that take images
+        config = inner.get("quantization_config")
     old = None if config else read_json_object(Path(folder) / "quantize_config.json")
     return {"quant_method": "gptq", **old} if old else config or None
 
@@ -46,7 +48,7 @@ def choose_scheme(config: dict[str, Any] | None, flag: str) -> Scheme | None:
     Raises:
         ConfigError: a format that is not supported, a field of it that is wrong, or a flag that contradicts it.
     """
-    if config is None:
+    if config is None or _of_cache_alone(config):
         return RoundedToFp8() if flag == "fp8" else None
     method = str(config.get("quant_method", ""))
     if flag not in ("auto", method):
@@ -57,3 +59,9 @@ def choose_scheme(config: dict[str, Any] | None, flag: str) -> Scheme | None:
         return _SCHEMES[method](config)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError) as fault:
         raise ConfigError(f"quantization_config of config.json has a wrong value: {fault!r}") from fault
+
+
+def _of_cache_alone(config: dict[str, Any]) -> bool:
+    """Whether compressed-tensors was asked to quantize keys and values, and left the weights plain."""
+    method, groups = config.get("quant_method"), config.get("config_groups")
+    return method == "compressed-tensors" and bool(config.get("kv_cache_scheme")) and not groups

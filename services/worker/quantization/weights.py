@@ -26,7 +26,7 @@ class IntWeight:
     scales: Tensor
     """[N, G] fp32"""
     offsets: Tensor | None
-    """[N, G] fp32; None with 8 bits"""
+    """[N, G] fp32; None = zeros, with 8 bits only"""
     order: Tensor | None = None
     """[K] int64: column k of the codes belongs to input order[k]. None = they are in order."""
 
@@ -62,6 +62,27 @@ class Fp8Weight:
 
 
 Weight = Tensor | IntWeight | Fp8Weight
+
+
+def int_weight(
+    bits: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, order: Tensor | None = None
+) -> IntWeight:
+    """w = (code - zero) * scale of codes that count from 0.
+
+    Args:
+        codes: [N, K] uint8 of 0 to 2^bits - 1
+        scales: [N, G] fp32
+        zeros: [N, G] of whole numbers; None = all are the middle, 2^(bits - 1).
+        order: as in `IntWeight`.
+    """
+    middle = 2 ** (bits - 1)
+    if bits == 8 and zeros is not None and bool((zeros == middle).all()):
+        zeros = None
+    scales = scales.contiguous()
+    if bits == 8:
+        offsets = None if zeros is None else scales * (middle - zeros)
+        return IntWeight(8, (codes ^ middle).contiguous().view(torch.int8), scales, offsets, order)
+    return IntWeight(4, codes.contiguous(), scales, scales * -(middle if zeros is None else zeros), order)
 
 
 def expanded(weight: Weight, dtype: torch.dtype) -> Tensor:

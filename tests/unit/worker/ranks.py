@@ -10,12 +10,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shared import wire
 from shared.messages.step import EngineFault, StepPlan, StepResult
 
 ANSWER_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 240.0
 """A GPU's kernels may have to be compiled first."""
+_START_METHOD = "spawn" if torch.cuda.is_available() else "forkserver"
+"""A rank is forked from a process that has imported everything, which takes seconds; CUDA does not survive a fork."""
+multiprocessing.set_forkserver_preload(["tests.unit.worker.driver"])
 
 
 def _serve(pipe: Connection, path: str, rank: int, size: int, address: str, flags: dict[str, Any]) -> None:
@@ -42,7 +47,7 @@ class Ranks(AbstractContextManager["Ranks"]):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(_START_METHOD)
         self._pipes: list[Connection] = []
         self.processes = []
         for rank in range(size):

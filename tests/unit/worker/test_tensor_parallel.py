@@ -63,7 +63,7 @@ def made(path: Path, **changes: Any) -> Path:
     [
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 321},
-        {"num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 81},
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 81},
     ],
     ids=["even-and-biased", "uneven", "more-ranks-than-key-value-heads"],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared.checkpoint.checkpoint_names import canonical, of_vision, pieces
+from shared.checkpoint.checkpoint_names import canonical, of_vision, pieces, spellings
 
 ALL = slice(None)
 
@@ -52,6 +52,18 @@ def test_spellings_of_a_name_become_one(key: str, name: str) -> None:
 def test_what_encodes_images_has_one_spelling_too(key: str, name: str) -> None:
     assert canonical(key) == name
     assert of_vision(name)
+
+
+@pytest.mark.parametrize("product", ["lm_head", "layers.0.mlp.up_proj", "layers.3.mlp.experts.17.down_proj"])
+def test_every_spelling_of_a_product_leads_back_to_it(product: str) -> None:
+    known = spellings(product)
+    assert known[0] == f"model.{product}"
+    assert {product, f"model.language_model.{product}"} < set(known)
+    assert {canonical(f"{name}.weight") for name in known} == {f"{product}.weight"}
+
+
+def test_experts_are_spelled_as_the_first_of_them_were_too() -> None:
+    assert "model.layers.3.block_sparse_moe.experts.17.w2" in spellings("layers.3.mlp.experts.17.down_proj")
 
 
 def test_a_plain_tensor_is_one_piece() -> None:

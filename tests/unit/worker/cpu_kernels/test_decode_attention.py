@@ -48,7 +48,8 @@ def test_decode_attention_equals_the_reference_however_the_work_is_cut(
     out = torch.full((FIRST + count + 1, num_q_heads, head_dim), POISON)
     decode_kernel(head_dim)(
         qkv.numpy(), torch.stack((case.k_pool, case.v_pool), 1).numpy(), case.page_table.numpy(),
-        case.rows.long().numpy(), case.seq_lens.long().numpy(), out.numpy(), FIRST, page_size, window, parts,
+        case.rows.long().numpy(), case.seq_lens.long().numpy(), out.numpy(), FIRST, page_size, window,
+        np.array([parts]),
     )  # fmt: skip
     want = paged_attention(
         case.q.double(), case.k_pool.double(), case.v_pool.double(), case.page_table, case.rows, case.seq_lens,
@@ -64,7 +65,7 @@ def test_scores_far_apart_and_huge_do_not_overflow() -> None:
     pool[:, 0] *= 1e4
     qkv, out = torch.randn(1, 3 * 16) * 10, torch.full((1, 1, 16), POISON)
     table, rows, lens = np.arange(64, dtype=np.int32)[None], np.zeros(1, np.int64), np.full(1, 64)
-    decode_kernel(16)(qkv.numpy(), pool.numpy(), table, rows, lens, out.numpy(), 0, 1, 0, 1)
+    decode_kernel(16)(qkv.numpy(), pool.numpy(), table, rows, lens, out.numpy(), 0, 1, 0, np.array([1]))
     scores = (pool[:, 0, 0].double() @ qkv[0, :16].double()) / 4
     assert_close(out[0, 0], scores.softmax(0) @ pool[:, 1, 0].double(), 1e-3)
 

@@ -55,3 +55,9 @@ def fresh_random_inputs() -> None:
     seed = int.from_bytes(os.urandom(4), "little")
     torch.manual_seed(seed)
     print(f"seed {seed}")
+
+
+@pytest.fixture
+def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine's mixed programs from 8 tokens on: the interpreter takes as long for padding as for tokens."""
+    monkeypatch.setattr("services.worker.mixed_program.SIZES", [8, 16, 32, 64, 128])

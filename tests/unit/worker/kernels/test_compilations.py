@@ -1,4 +1,4 @@
-"""No batch may select another compilation of a kernel: a second's pause in the middle of serving."""
+"""What must hold for every kernel: no batch selects another compilation, and none reads what is still being written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from services.worker.kernels.device import INDEX_POINTERS
 
 FIXED = {"num_heads"}
 """Given by the model."""
+CONSTANT = {"codes", "table", "words_at", "first_at"}
+"""Weights, and pointers into them: no kernel writes them."""
 FOLDER = Path(next(iter(kernels.__path__)))
 
 
@@ -47,6 +49,39 @@ def test_counts_that_vary_do_not_select_a_compilation(kernel: ast.FunctionDef) -
         for item in keyword.value.elts
     }
     assert counts <= given | FIXED
+
+
+@pytest.mark.parametrize("kernel", list(launched()), ids=lambda node: node.name)
+def test_a_kernel_that_may_begin_early_waits_before_it_touches_what_others_write(kernel: ast.FunctionDef) -> None:
+    """A second's pause is one thing; here a token would be wrong, now and then."""
+    if "OVERLAP" not in [a.arg for a in kernel.args.args]:
+        return
+    waits = [i for i, line in enumerate(kernel.body) if ast.unparse(line) == "wait_for_the_one_before(OVERLAP)"]
+    assert len(waits) == 1  # in every program, so not inside a branch
+    for line in kernel.body[: waits[0]]:
+        for node in ast.walk(line):
+            assert not isinstance(node, ast.Return)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("tl.load", "tl.store", "tl.atomic")):
+                names = {name.id for name in ast.walk(node.args[0]) if isinstance(name, ast.Name)}
+                assert names & CONSTANT
+                assert names <= CONSTANT | {"ROWS"}
+
+
+def test_a_launch_may_begin_early_only_where_its_kernel_waits() -> None:
+    waiting = {kernel.name for kernel in launched() if "OVERLAP" in [a.arg for a in kernel.args.args]}
+    assert waiting
+    launches = [
+        node
+        for path in sorted(FOLDER.glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+    ]
+    early = {
+        ast.unparse(node.func.value)  # type: ignore[attr-defined]
+        for node in launches
+        if any(word.arg == "launch_pdl" or "overlap" in ast.unparse(word.value) for word in node.keywords)
+    }
+    assert early == waiting
 
 
 def _is_integer(argument: ast.arg) -> bool:

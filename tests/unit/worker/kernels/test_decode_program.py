@@ -67,6 +67,7 @@ def engine(checkpoint: Checkpoint, backend: str, device: torch.device, **flags: 
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("small_programs")
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_rows_that_come_go_and_pause_get_the_tokens_that_operators_give(
     checkpoint: Checkpoint, page_size: int, device: torch.device

@@ -76,6 +76,11 @@ def int8(width: int, depth: int) -> IntWeight:
     return IntWeight(8, torch.randint(-128, 128, (width, depth), dtype=torch.int8), scales, None)
 
 
+def int8_with_offsets(width: int, depth: int) -> IntWeight:
+    weight = int8(width, depth)
+    return IntWeight(8, weight.codes, weight.scales, torch.rand(width, 1) / 10)
+
+
 def fp8_by_group(width: int, depth: int) -> Fp8Weight:
     return Fp8Weight(fp8_of(torch.randn(width, depth)).codes, (torch.rand(width, depth // 16) + 0.1) / 1000)
 
@@ -101,6 +106,7 @@ MIXED: dict[str, list[Make]] = {
     "some plain": [int4, plain],
     "of unlike groups": [fp8_by_group, fp8_by_output],
     "of unlike codes": [int8, fp8_by_output],
+    "int8 with offsets": [int8_with_offsets],
 }
 
 

@@ -28,6 +28,7 @@ SMALL = {"dtype": "float32", "max_running_requests": 4, "max_total_tokens": 256,
 
 @pytest.mark.parametrize(("model", "case"), [("mixtral", "awq 32"), ("mixtral", "compressed-tensors fp8 channel"),
                                              ("qwen3-moe", "gptq v1 64"), ("qwen3-moe", "fp8 block")])  # fmt: skip
+@pytest.mark.usefixtures("small_programs")
 def test_experts_stay_packed_and_compute_what_is_meant(
     tmp_path: Path, model: str, case: str, device: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -20,11 +21,17 @@ def int_weight(bits: int, width: int, depth: int, group: int, order: torch.Tenso
     return IntWeight(bits, torch.randint(low, high, (width, depth)).to(kind), scales, offsets, order)
 
 
+def with_offsets(weight: IntWeight) -> IntWeight:
+    return dataclasses.replace(weight, offsets=torch.randn_like(weight.scales))
+
+
 WEIGHTS: dict[str, Any] = {
     "int4": lambda: int_weight(4, 34, 96, 32),
     "int4, an odd number of outputs": lambda: int_weight(4, 33, 64, 32),
     "int4 in another order": lambda: int_weight(4, 16, 64, 16, torch.randperm(64)),
     "int8": lambda: int_weight(8, 17, 96, 32),
+    "int8 with offsets": lambda: with_offsets(int_weight(8, 17, 96, 32)),
+    "int8 with offsets, in another order": lambda: with_offsets(int_weight(8, 16, 64, 16, torch.randperm(64))),
     "fp8 by output": lambda: fp8_of(torch.randn(20, 64)),
     "fp8 by group": lambda: Fp8Weight(torch.randn(20, 64).to(FP8), torch.rand(20, 2) + 0.1),
     "fp8 of few inputs": lambda: fp8_of(torch.randn(20, 40)),

@@ -27,6 +27,7 @@ def test_the_triton_backend_equals_the_torch_backend(
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("small_programs")
 @pytest.mark.parametrize("family", ["qwen3", "qwen3-moe"])
 def test_an_engine_on_kernels_generates_what_one_on_operators_does(
     checkpoint: Callable[[str], tuple[Path, Any]], family: str, device: torch.device
@@ -41,6 +42,7 @@ def test_an_engine_on_kernels_generates_what_one_on_operators_does(
     assert ours == theirs
 
 
+@pytest.mark.usefixtures("small_programs")
 def test_an_engine_with_an_fp8_pool_gives_nearly_the_same_distribution(
     checkpoint: Callable[[str], tuple[Path, Any]], device: torch.device
 ) -> None:

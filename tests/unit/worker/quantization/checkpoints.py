@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
 }
-_PRODUCT = re.compile(r"^(model\..*(?:proj|\.w[123]))\.weight$")
+_PRODUCT = re.compile(r"^model\..*(?:proj|\.w[123])$")
 _TABLE = "model.embed_tokens"
 
 
@@ -65,26 +66,56 @@ def plain_checkpoint(model: str, into: Path) -> Path:
 
 def quantized_checkpoint(plain: Path, case: str, quantized: Path, meant: Path) -> None:
     """Write the checkpoint `plain` in the format `case`, and the plain one of what its weights are then."""
+    of_gguf = CASES[case].config["quant_method"] == "gguf"
+
+    def case_of(product: str) -> str | None:
+        if of_gguf and product == _TABLE:
+            return "gguf Q8_0"  # as llama.cpp does it
+        return case if is_inner_product(product) else None
+
+    written = mixed_checkpoint(plain, CASES[case].config, case_of, quantized, meant)
+    if of_gguf:
+        config = json.loads((quantized / "config.json").read_text())
+        config["quantization_config"]["types"] = {name: kind.removeprefix("gguf ") for name, kind in written.items()}
+        (quantized / "config.json").write_text(json.dumps(config))
+
+
+def is_inner_product(product: str) -> bool:
+    """Whether it is one of those that every tool quantizes."""
+    return bool(_PRODUCT.match(product))
+
+
+def mixed_checkpoint(
+    plain: Path,
+    quantization: dict[str, Any],
+    case_of: Callable[[str], str | None],
+    quantized: Path,
+    meant: Path,
+) -> dict[str, str]:
+    """Write the checkpoint `plain` with each product in a format of its own, and the plain one that it means.
+
+    Args:
+        quantization: what config.json is to say of all.
+        case_of: the format of what has a weight of this name; None = plain.
+
+    Returns:
+        The format of each product that has one.
+    """
     weights = load_file(plain / "model.safetensors")
     config = json.loads((plain / "config.json").read_text())
-    quantization = dict(CASES[case].config)
-    codes, types = {}, {}
+    codes, written = {}, {}
     for name in list(weights):
-        kind = case
-        if quantization["quant_method"] == "gguf" and name == f"{_TABLE}.weight":
-            kind = "gguf Q8_0"  # as llama.cpp does it
-        elif not _PRODUCT.match(name):
-            continue
         product = name.removesuffix(".weight")
-        tensors, weight = CASES[kind].write(weights[name].double().numpy())
-        types[product] = kind.removeprefix("gguf ")
+        if product == name or (case := case_of(product)) is None:
+            continue
+        tensors, weight = CASES[case].write(weights[name].double().numpy())
+        written[product] = case
         weights[name] = torch.from_numpy(weight).float()
         codes |= {f"{product}.{tensor}": value.contiguous() for tensor, value in tensors.items()}
-    if quantization["quant_method"] == "gguf":
-        quantization["types"] = types
     shutil.copytree(plain, meant, ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.copytree(plain, quantized, ignore=shutil.ignore_patterns("*.safetensors"))
     (quantized / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
     save_file(weights, meant / "model.safetensors", metadata={"format": "pt"})
-    kept = {name: value for name, value in weights.items() if name.removesuffix(".weight") not in types}
+    kept = {name: value for name, value in weights.items() if name.removesuffix(".weight") not in written}
     save_file(kept | codes, quantized / "model.safetensors", metadata={"format": "pt"})
+    return written

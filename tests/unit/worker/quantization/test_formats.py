@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from services.worker.quantization.scheme import choose_scheme, quantization_config
+from services.worker.quantization.scheme import choose_scheme
 from services.worker.quantization.stored import Part, Scheme
-from services.worker.quantization.weights import Fp8Weight, Weight, beside, expanded, fp8_of
+from services.worker.quantization.weights import Fp8Weight, IntWeight, Weight, beside, expanded, fp8_of
 from shared.checkpoint.loader import load_dummy
 from shared.checkpoint.weight_copies import WeightCopies
 from shared.errors import ConfigError
 from shared.log import Log
-from tests.unit.worker.quantization.writers import CASES, Case, Tensors, gptq
+from tests.unit.worker.quantization.writers import CASES, Case, Tensors
 
 WIDTH, DEPTH = 64, 256
 NAME = "layers.0.mlp.up_proj"
@@ -76,31 +75,54 @@ def test_a_rank_has_some_of_the_inputs_even_where_a_group_is_cut(name: str, colu
     assert_is(read(CASES[name].config, tensors, slice(8, 40), columns), want[8:40, columns])
 
 
-def test_ranks_cannot_share_the_inputs_of_a_product_in_another_order() -> None:
-    case = CASES["gptq act-order 64"]
+@pytest.mark.parametrize(
+    ("name", "setting"), [("gptq act-order 64", "desc_act"), ("compressed-tensors int4 act-order", "actorder")]
+)
+@pytest.mark.parametrize("columns", [slice(0, 128), slice(0, 72)])
+def test_ranks_cannot_share_the_inputs_of_a_product_in_another_order(name: str, setting: str, columns: slice) -> None:
+    case = CASES[name]
     tensors, _ = case.write(random_weight())
-    with pytest.raises(ConfigError, match=r"up_proj: GPTQ .*desc_act.* --tp-size 1"):
-        read(case.config, tensors, slice(0, WIDTH), slice(0, 128))
+    with pytest.raises(ConfigError, match=rf"up_proj: inputs in another order \({setting}\) .* --tp-size 1"):
+        read(case.config, tensors, slice(0, WIDTH), columns)
 
 
-def test_a_cut_that_leaves_too_little_of_a_group_is_refused() -> None:
-    tensors, _ = CASES["awq 64"].write(random_weight())
+@pytest.mark.parametrize("filled", [True, False])
+@pytest.mark.parametrize("columns", [slice(0, DEPTH), slice(64, 96)])
+def test_inputs_that_a_file_puts_in_order_can_be_shared(columns: slice, filled: bool) -> None:
+    case = CASES["compressed-tensors int4 zero points 64"]
+    tensors, want = case.write(random_weight())
+    tensors["weight_g_idx"] = torch.arange(DEPTH, dtype=torch.int32) // 64 if filled else torch.full((DEPTH,), -1).int()
+    assert_is(read(case.config, tensors, slice(0, WIDTH), columns), want[:, columns])
+
+
+@pytest.mark.parametrize("name", ["awq 64", "gptq v1 64", "compressed-tensors int8 packed"])
+def test_a_cut_that_leaves_too_little_of_a_group_is_refused(name: str) -> None:
+    tensors, _ = CASES[name].write(random_weight())
     with pytest.raises(ConfigError, match=r"up_proj: inputs 0 to 72 .* pieces of 8, .*--tp-size"):
-        read(CASES["awq 64"].config, tensors, slice(0, WIDTH), slice(0, 72))
+        read(CASES[name].config, tensors, slice(0, WIDTH), slice(0, 72))
 
 
 def test_groups_of_unequal_size_are_refused() -> None:
     case = CASES["gptq act-order 64"]
     tensors, _ = case.write(random_weight())
     tensors["g_idx"][:3] = 1
-    with pytest.raises(ConfigError, match="up_proj: g_idx puts"):
+    with pytest.raises(ConfigError, match="up_proj: desc_act puts"):
         read(case.config, tensors, slice(0, WIDTH), slice(0, DEPTH))
 
 
-def test_eight_bits_with_zero_points_are_refused() -> None:
-    tensors, _ = gptq(random_weight(), 64, bits=8, symmetric=False)
-    with pytest.raises(ConfigError, match="up_proj: GPTQ with 8 bits and zero points"):
-        read(CASES["gptq int8"].config, tensors, slice(0, WIDTH), slice(0, DEPTH))
+@pytest.mark.parametrize("name", [name for name in CASES if "int8" in name])
+def test_eight_bits_have_offsets_only_where_zero_points_ask_for_them(name: str) -> None:
+    tensors, _ = CASES[name].write(random_weight())
+    weight = read(CASES[name].config, tensors, slice(0, WIDTH), slice(0, DEPTH))
+    assert isinstance(weight, IntWeight)
+    assert weight.bits == 8
+    assert (weight.offsets is not None) == ("zero points" in name)
+
+
+def test_zero_points_that_a_file_leaves_out_are_zero() -> None:
+    tensors, want = CASES["compressed-tensors int4 symmetric 64"].write(random_weight())
+    config = CASES["compressed-tensors int4 zero points 64"].config
+    assert_is(read(config, tensors, slice(0, WIDTH), slice(0, DEPTH)), want)
 
 
 def test_weights_of_one_kind_are_put_beside_each_other_and_others_stay_apart() -> None:
@@ -126,6 +148,12 @@ def test_weights_whose_inputs_are_in_different_orders_stay_apart() -> None:
 
 
 CT = CASES["compressed-tensors int4 symmetric 64"].config
+ONLINE = {
+    "config_groups": {
+        "u": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "weight_input"}]},
+        "v": {"type": "hadamard", "apply": [{"targets": ["re:.*down_proj"], "location": "input"}]},
+    }
+}
 
 
 def ct(**weights: Any) -> dict[str, Any]:
@@ -141,12 +169,16 @@ def ct(**weights: Any) -> dict[str, Any]:
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "layout 'gemv'"),
         ({"quant_method": "gptq", "bits": 2}, "GPTQ with 2 bits"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "layout 'marlin'"),
-        ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 8}}}, "settings of their own.*down"),
+        ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "layout 'marlin'"),
+        ({"quant_method": "gptq", "bits": 4, "format": "bitblas"}, "layout 'bitblas'"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 3}}}, r"3 bits, which '\+:\.\*down' has"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {".*(down": {}}}, r"'\.\*\(down' is no regular expression"),
         ({"quant_method": "gptq", "bits": 4, "group_size": "many"}, "wrong value"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "kind 'e5m2'"),
         ({"quant_method": "gguf", "types": {"layers.0.mlp.up_proj": "IQ2_XS"}}, "up_proj: GGUF type IQ2_XS"),
         ({"quant_method": "compressed-tensors"}, "no config_groups"),
-        (CT | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        (CT | {"sparsity_config": {"format": "sparse-24-bitmask"}}, r"sparse weights \(sparse-24-bitmask\)"),
+        (CT | {"transform_config": ONLINE}, r"a transform of input \(transform_config\)"),
     ],
 )
 def test_a_format_that_is_not_supported_is_named(config: dict[str, Any], message: str) -> None:
@@ -159,9 +191,15 @@ def test_a_format_that_is_not_supported_is_named(config: dict[str, Any], message
     [
         (ct(num_bits=3), f"{NAME}: compressed-tensors int3"),
         (ct(type="float", num_bits=4), "float4 by group"),
-        (ct(strategy="tensor"), f"{NAME}: compressed-tensors INT4 by tensor"),
-        (ct(num_bits=8, symmetric=False), "INT8 with zero points"),
-        (CT | {"format": "marlin-24"}, "'marlin-24' is not supported"),
+        (ct(strategy="tensor"), f"{NAME}: compressed-tensors int4 by tensor as 'pack-quantized' is not supported"),
+        (ct(type="float", num_bits=8, strategy="channel"), "float8 by channel as 'pack-quantized'"),
+        (CT | {"format": "marlin-24"}, f"{NAME}: .*'marlin-24' is not supported"),
+        (
+            ct(type="float", num_bits=4, strategy="tensor_group") | {"format": "nvfp4-pack-quantized"},
+            f"{NAME}: compressed-tensors float4 by tensor_group as 'nvfp4-pack-quantized' is not supported: use INT4",
+        ),
+        (ct(type="float", num_bits=4, group_size=32) | {"format": "mxfp4-pack-quantized"}, "'mxfp4-pack-quantized'"),
+        (ct(type="float", num_bits=8, group_size=32) | {"format": "mxfp8-quantized"}, "'mxfp8-quantized'"),
         (CT | {"config_groups": {"g": {"targets": ["re:.*down_proj"], "weights": {}}}}, "no target"),
     ],
 )
@@ -208,17 +246,3 @@ def test_made_up_weights_are_rounded_too() -> None:
     assert stored is not None
     load_dummy({f"{NAME}.weight": stored.targets["weight"]})
     assert 0.015 < expanded(stored.read(), torch.float32).std() < 0.025
-
-
-def test_what_old_tools_wrote_into_a_file_of_its_own_is_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert quantization_config(tmp_path) is None
-    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 64}')
-    scheme = choose_scheme(quantization_config(tmp_path), "auto")
-    assert scheme is not None
-    assert scheme.name == "gptq int4 group 64"
-
-
-def test_the_flag_must_not_contradict_the_checkpoint() -> None:
-    with pytest.raises(ConfigError, match="--quantization fp8: the checkpoint is quantized already"):
-        choose_scheme({"quant_method": "awq", "bits": 4}, "fp8")

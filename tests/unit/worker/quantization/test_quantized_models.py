@@ -28,7 +28,10 @@ EVERYWHERE = ["awq 32", "gptq act-order 32", "compressed-tensors int4 zero point
 ON_LLAMA = [
     *EVERYWHERE, "awq 128", "gptq v1 64", "gptq v2 128", "gptq int8", "compressed-tensors int8",
     "compressed-tensors int8 packed", "compressed-tensors int4 symmetric 32", "compressed-tensors fp8 channel",
-    "compressed-tensors fp8 tensor", "gguf Q4_0", "gguf Q8_0",
+    "compressed-tensors fp8 tensor", "gguf Q4_0", "gguf Q8_0", "gptq int8 zero points",
+    "compressed-tensors int8 packed zero points", "compressed-tensors int8 zero points",
+    "compressed-tensors int8 zero points act-order", "compressed-tensors int4 act-order",
+    "compressed-tensors int4 actorder static", "compressed-tensors int4 one by one 64", "fp8 tensor, one number",
 ]  # fmt: skip
 
 
@@ -71,7 +74,8 @@ def test_distributions_are_those_of_the_weights_that_are_meant(
 @pytest.mark.parametrize(
     ("model", "case"),
     [("llama", "awq 32"), ("llama", "compressed-tensors int4 zero points -1"), ("qwen2", "gguf Q4_1"),
-     ("llama-tied", "gguf Q4_1"), ("mixtral", "gptq v1 32"), ("llama", "fp8 block"), ("llama", "gptq int8")],
+     ("llama-tied", "gguf Q4_1"), ("mixtral", "gptq v1 32"), ("llama", "fp8 block"), ("llama", "gptq int8"),
+     ("llama", "compressed-tensors int8 packed zero points")],
 )  # fmt: skip
 def test_ranks_share_packed_weights(checkpoints: Checkpoints, model: str, case: str) -> None:
     quantized, _ = checkpoints(model, case)
@@ -80,10 +84,11 @@ def test_ranks_share_packed_weights(checkpoints: Checkpoints, model: str, case: 
         assert ranks.tokens(plans) == alone
 
 
-def test_ranks_refuse_inputs_in_another_order(checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("case", ["gptq act-order 32", "compressed-tensors int4 act-order"])
+def test_ranks_refuse_inputs_in_another_order(checkpoints: Checkpoints, case: str) -> None:
     """The first of them would wait for the second: the error comes before anything is shared."""
-    quantized, _ = checkpoints("llama", "gptq act-order 32")
-    with pytest.raises(ConfigError, match=r"o_proj: GPTQ .*desc_act"):
+    quantized, _ = checkpoints("llama", case)
+    with pytest.raises(ConfigError, match=r"o_proj: inputs in another order \((desc_act|actorder)\)"):
         _load_share(quantized)
 
 

@@ -93,9 +93,11 @@ def gptq(weight: np.ndarray, group: int, bits: int = 4, version: int = 1, **how:
     return tensors, q.weight()
 
 
-def packed(weight: np.ndarray, group: int, bits: int = 4, symmetric: bool = True) -> tuple[Tensors, np.ndarray]:
+def packed(
+    weight: np.ndarray, group: int, bits: int = 4, symmetric: bool = True, shuffled: bool = False
+) -> tuple[Tensors, np.ndarray]:
     """compressed-tensors, pack-quantized."""
-    q = rounded(weight, bits, group, symmetric=symmetric)
+    q = rounded(weight, bits, group, symmetric=symmetric, shuffled=shuffled)
     tensors = {
         "weight_packed": words(q.codes, bits), "weight_scale": torch.from_numpy(q.scales.astype(np.float32)).bfloat16(),
         "weight_shape": torch.tensor(weight.shape),
@@ -103,14 +105,23 @@ def packed(weight: np.ndarray, group: int, bits: int = 4, symmetric: bool = True
     q.scales = tensors["weight_scale"].float().numpy()
     if not symmetric:
         tensors["weight_zero_point"] = words(q.zeros.T, bits).T.contiguous()
+    if shuffled:
+        tensors["weight_g_idx"] = torch.from_numpy(q.g_idx.astype(np.int32))
     return tensors, q.weight()
 
 
-def int8(weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
-    """compressed-tensors, int-quantized by channel."""
-    q = rounded(weight, 8, -1, symmetric=True)
-    codes = torch.from_numpy((q.codes - 128).astype(np.int8))
-    return {"weight": codes, "weight_scale": torch.from_numpy(q.scales.astype(np.float32))}, q.weight()
+def one_by_one(
+    weight: np.ndarray, bits: int = 8, group: int = -1, symmetric: bool = True
+) -> tuple[Tensors, np.ndarray]:
+    """compressed-tensors, int-quantized: signed numbers of 8 bits, which is the type that holds those of 4 bits too."""
+    q, middle = rounded(weight, bits, group, symmetric=symmetric), 2 ** (bits - 1)
+    tensors = {
+        "weight": torch.from_numpy((q.codes - middle).astype(np.int8)),
+        "weight_scale": torch.from_numpy(q.scales.astype(np.float32)),
+    }
+    if not symmetric:
+        tensors["weight_zero_point"] = torch.from_numpy((q.zeros - middle).astype(np.int8))
+    return tensors, q.weight()
 
 
 def fp8(weight: np.ndarray, by: str, scale_name: str = "weight_scale") -> tuple[Tensors, np.ndarray]:
@@ -130,6 +141,12 @@ def fp8(weight: np.ndarray, by: str, scale_name: str = "weight_scale") -> tuple[
     codes = (plain / by_weight).to(torch.float8_e4m3fn)
     scales = by_weight.float().double()
     return {"weight": codes, scale_name: full}, (codes.double() * scales).numpy()
+
+
+def fp8_of_one_number(weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
+    """A scale without dimensions, under the name that others give to those of blocks."""
+    tensors, meant = fp8(weight, "tensor")
+    return {"weight": tensors["weight"], "weight_scale_inv": tensors["weight_scale"].reshape(())}, meant
 
 
 def gguf(weight: np.ndarray, kind: str) -> tuple[Tensors, np.ndarray]:
@@ -190,15 +207,33 @@ def cases() -> dict[str, Case]:
             config = _ct("int", 4, layout="pack-quantized", symmetric=symmetric, **strategy)
             name = f"compressed-tensors int4 {'symmetric' if symmetric else 'zero points'} {group}"
             out[name] = Case(config, lambda w, g=group, s=symmetric: packed(w, g, symmetric=s))
-    config = {"quant_method": "gptq", "bits": 8, "group_size": 64, "sym": True}
-    out["gptq int8"] = Case(config, lambda w: gptq(w, 64, bits=8))
-    out["compressed-tensors int8 packed"] = Case(
-        _ct("int", 8, "group", "pack-quantized", group_size=64), lambda w: packed(w, 64, bits=8)
-    )
-    out["compressed-tensors int8"] = Case(_ct("int", 8, "channel", "int-quantized"), int8)
+    for symmetric, suffix in ((True, ""), (False, " zero points")):
+        config = {"quant_method": "gptq", "bits": 8, "group_size": 64, "sym": symmetric}
+        out[f"gptq int8{suffix}"] = Case(config, lambda w, s=symmetric: gptq(w, 64, bits=8, symmetric=s))
+        out[f"gptq int8{suffix} act-order"] = Case(
+            config | {"desc_act": True}, lambda w, s=symmetric: gptq(w, 64, bits=8, symmetric=s, shuffled=True)
+        )
+        for bits in (4, 8):
+            config = _ct("int", bits, "group", "pack-quantized", group_size=64, symmetric=symmetric, actorder="group")
+            out[f"compressed-tensors int{bits}{suffix} act-order"] = Case(
+                config, lambda w, b=bits, s=symmetric: packed(w, 64, b, s, shuffled=True)
+            )
+        config = _ct("int", 8, "group", "pack-quantized", group_size=64, symmetric=symmetric)
+        out[f"compressed-tensors int8 packed{suffix}"] = Case(config, lambda w, s=symmetric: packed(w, 64, 8, s))
+        for bits, group, name in ((8, -1, "int8"), (8, 64, "int8 one by one 64"), (4, 64, "int4 one by one 64")):
+            strategy = {"strategy": "channel"} if group < 0 else {"strategy": "group", "group_size": group}
+            out[f"compressed-tensors {name}{suffix}"] = Case(
+                _ct("int", bits, layout="int-quantized", symmetric=symmetric, **strategy),
+                lambda w, b=bits, g=group, s=symmetric: one_by_one(w, b, g, s),
+            )
+    for order in ("weight", "static"):
+        config = _ct("int", 4, "group", "pack-quantized", group_size=64, actorder=order)
+        out[f"compressed-tensors int4 actorder {order}"] = Case(config, lambda w: packed(w, 64))
     for by in ("tensor", "channel"):
         out[f"compressed-tensors fp8 {by}"] = Case(_ct("float", 8, by, "float-quantized"), lambda w, b=by: fp8(w, b))
     out["fp8 tensor"] = Case({"quant_method": "fp8", "activation_scheme": "dynamic"}, lambda w: fp8(w, "tensor"))
+    static = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    out["fp8 tensor, one number"] = Case(static, fp8_of_one_number)
     out["fp8 block"] = Case(
         {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
         lambda w: fp8(w, "block", "weight_scale_inv"),
