@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
+
 CHUNK = 128
 """Pairs ranked by one program."""
 ONE_PROGRAM_PAIRS = 512
@@ -33,7 +35,10 @@ def _route_kernel(
     TOKENS: tl.constexpr,
     EXPERTS: tl.constexpr,
     CHOICES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     expert = tl.arange(0, EXPERTS)
     real = token < num_tokens
@@ -80,7 +85,7 @@ def route(logits: torch.Tensor, top_k: int, *, renormalize: bool) -> tuple[torch
         _route_kernel[(triton.cdiv(tokens, block),)](
             logits, weights, experts, logits.stride(0), tokens,
             NUM_EXPERTS=num_experts, TOP_K=top_k, RENORMALIZE=renormalize, TOKENS=block, EXPERTS=width,
-            CHOICES=triton.next_power_of_2(top_k), num_warps=4,
+            CHOICES=triton.next_power_of_2(top_k), num_warps=4, **overlap(logits.device),
         )  # fmt: skip
     return weights, experts
 
@@ -120,7 +125,10 @@ def _assign_in_one_program_kernel(
     BLOCK_M: tl.constexpr,
     EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     counts = tl.zeros([EXPERTS], tl.int32)
     chunks = (num_pairs + CHUNK - 1) // CHUNK
     for chunk in range(chunks):
@@ -146,8 +154,15 @@ def _assign_in_one_program_kernel(
 
 @triton.jit(do_not_specialize=["num_pairs"])
 def _count_kernel(
-    experts: tl.tensor, chunk_counts: tl.tensor, num_pairs: tl.int32, EXPERTS: tl.constexpr, CHUNK: tl.constexpr
+    experts: tl.tensor,
+    chunk_counts: tl.tensor,
+    num_pairs: tl.int32,
+    EXPERTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     chunk = tl.program_id(0)
     one_hot, _ = _chunk_choices(experts, chunk, num_pairs, EXPERTS, CHUNK)
     tl.store(chunk_counts + chunk * EXPERTS + tl.arange(0, EXPERTS), tl.sum(one_hot, axis=0))
@@ -165,8 +180,11 @@ def _scan_kernel(
     BLOCK_M: tl.constexpr,
     EXPERTS: tl.constexpr,
     SCAN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """From the counts of each chunk its places; paddings and the experts of blocks are written too."""
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     expert = tl.arange(0, EXPERTS)
     row = tl.arange(0, SCAN)
     counts = tl.zeros([EXPERTS], tl.int32)
@@ -198,7 +216,10 @@ def _place_kernel(
     num_pairs: tl.int32,
     EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    wait_for_the_one_before(OVERLAP)
+    let_the_next_begin(OVERLAP)
     chunk = tl.program_id(0)
     one_hot, rank = _chunk_choices(experts, chunk, num_pairs, EXPERTS, CHUNK)
     place = tl.load(chunk_places + chunk * EXPERTS + tl.arange(0, EXPERTS))
@@ -224,15 +245,17 @@ def assign_blocks(
     if num_pairs <= one_program_pairs:
         _assign_in_one_program_kernel[(1,)](
             experts, pairs, block_experts, num_blocks, num_pairs,
-            BLOCK_M=block_m, EXPERTS=width, CHUNK=CHUNK, num_warps=8,
+            BLOCK_M=block_m, EXPERTS=width, CHUNK=CHUNK, num_warps=8, **overlap(device),
         )  # fmt: skip
         return ExpertBlocks(block_m, pairs, block_experts, num_blocks)
     chunks = triton.cdiv(num_pairs, CHUNK)
     counts, places = torch.empty((2, chunks, width), dtype=torch.int32, device=device)
-    _count_kernel[(chunks,)](experts, counts, num_pairs, EXPERTS=width, CHUNK=CHUNK, num_warps=8)
+    _count_kernel[(chunks,)](experts, counts, num_pairs, EXPERTS=width, CHUNK=CHUNK, num_warps=8, **overlap(device))
     _scan_kernel[(1,)](
         counts, places, pairs, block_experts, num_blocks, num_pairs, chunks,
-        BLOCK_M=block_m, EXPERTS=width, SCAN=SCAN_CHUNKS, num_warps=8,
+        BLOCK_M=block_m, EXPERTS=width, SCAN=SCAN_CHUNKS, num_warps=8, **overlap(device),
     )  # fmt: skip
-    _place_kernel[(chunks,)](experts, places, pairs, num_pairs, EXPERTS=width, CHUNK=CHUNK, num_warps=8)
+    _place_kernel[(chunks,)](
+        experts, places, pairs, num_pairs, EXPERTS=width, CHUNK=CHUNK, num_warps=8, **overlap(device)
+    )
     return ExpertBlocks(block_m, pairs, block_experts, num_blocks)
