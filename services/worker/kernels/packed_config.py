@@ -38,8 +38,11 @@ class PackedConfig:
     operands: Operands
 
 
-_BLOCKS = [(4, 8), (12, 16), (48, 32), (96, 64)]
-"""Most pairs that an expert gets in the mean, then pairs of a tile; above, `_MOST_PAIRS`."""
+_BLOCKS = [(4, 8), (20, 16), (48, 32), (96, 64)]
+"""Most pairs that an expert gets in the mean, then pairs of a tile; above, `_MOST_PAIRS`. All of this was measured with
+the experts of Mixtral-8x7B and Qwen3-30B-A3B (`benchmarks.quantization --sections experts --search`)."""
+_ROUNDED_BLOCKS = [(4, 8), (12, 16), (96, 64)]
+"""The same where activations may be rounded: then tiles of 64 win early."""
 _MOST_PAIRS = 128
 _Pair = tuple[PackedConfig, PackedConfig]
 """Of the gated product and of the second one."""
@@ -48,7 +51,7 @@ _FOUR_BITS: dict[int, _Pair] = {
     16: (PackedConfig(16, 32, 128, 2, 4, "codes"), PackedConfig(16, 32, 128, 2, 4, "codes")),
     32: (PackedConfig(32, 64, 128, 4, 3, "codes"), PackedConfig(32, 64, 128, 4, 3, "codes")),
     64: (PackedConfig(64, 64, 64, 4, 4, "weights"), PackedConfig(64, 64, 64, 4, 4, "weights")),
-    128: (PackedConfig(128, 64, 64, 4, 3, "weights"), PackedConfig(128, 64, 64, 4, 3, "weights")),
+    128: (PackedConfig(128, 128, 64, 8, 3, "weights"), PackedConfig(128, 128, 64, 8, 3, "weights")),
 }
 """By pairs of a tile, as are the others."""
 _EIGHT_BITS: dict[int, _Pair] = {
@@ -74,15 +77,18 @@ def packed_configs(
         pairs_per_expert: mean pairs of an expert; few: the bytes of the codes limit, many: the tensor cores.
         dtype: of activations.
     """
-    block_m = next((block for most, block in _BLOCKS if pairs_per_expert <= most), _MOST_PAIRS)
-    return _table(gate_up, block_m, dtype)[block_m][0], _table(down, block_m, dtype)[block_m][1]
+    roundable = [_roundable(tiles, dtype) for tiles in (gate_up, down)]
+    blocks = _ROUNDED_BLOCKS if all(roundable) else _BLOCKS
+    block_m = next((block for most, block in blocks if pairs_per_expert <= most), _MOST_PAIRS)
+    tables = [
+        _FOUR_BITS if tiles.bits == 4 else _ROUNDED if can and block_m in _ROUNDED else _EIGHT_BITS
+        for tiles, can in zip((gate_up, down), roundable, strict=True)
+    ]
+    return tables[0][block_m][0], tables[1][block_m][1]
 
 
-def _table(tiles: ExpertTiles, block_m: int, dtype: torch.dtype) -> dict[int, _Pair]:
-    if tiles.bits == 4:
-        return _FOUR_BITS
-    roundable = tiles.codes.dtype == FP8 and tiles.table.shape[1] == 1 and dtype == torch.bfloat16
-    return _ROUNDED if roundable and block_m in _ROUNDED else _EIGHT_BITS
+def _roundable(tiles: ExpertTiles, dtype: torch.dtype) -> bool:
+    return tiles.codes.dtype == FP8 and tiles.table.shape[1] == 1 and dtype == torch.bfloat16
 
 
 def step_inputs_of(tiles: ExpertTiles, config: PackedConfig) -> int:
