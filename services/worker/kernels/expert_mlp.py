@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.expert_routing import ExpertBlocks, assign_blocks
-from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
 
 BLOCK_GROUP = 8
 
@@ -66,9 +65,7 @@ def _expert_product_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    wait_for_the_one_before(OVERLAP)
     # Blocks go through all columns in groups of GROUP, so that a wave of programs shares rows and weights in the cache.
     columns = (WIDTH + BLOCK_N - 1) // BLOCK_N
     total = tl.load(num_blocks)
@@ -105,7 +102,6 @@ def _expert_product_kernel(
             else:
                 up_tile = tl.load(weight_at + WIDTH * DEPTH + start, mask=(depth < DEPTH - start)[:, None], other=0.0)
             acc_up = tl.dot(x_tile, up_tile, acc_up, input_precision=PRECISION)
-    let_the_next_begin(OVERLAP)
     if GATED:
         acc = acc / (1.0 + tl.exp(-acc)) * acc_up
     out_at = out + pair[:, None] * out_stride + column[None, :]
@@ -122,10 +118,7 @@ def _weighted_sum_kernel(
     TOP_K: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    wait_for_the_one_before(OVERLAP)
-    let_the_next_begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -192,7 +185,6 @@ def weighted_sum(products: torch.Tensor, weights: torch.Tensor, out: torch.Tenso
     _weighted_sum_kernel[(tokens, triton.cdiv(hidden, block))](
         products, weights, out, out.stride(0),
         WIDTH=hidden, TOP_K=weights.shape[1], SPLITS=len(products), BLOCK=block, num_warps=4,
-        **overlap(out.device),
     )  # fmt: skip
 
 
@@ -216,5 +208,5 @@ def _product(
         WIDTH=width, DEPTH=depth, PAIRS_PER_ROW=pairs_per_row, GATED=gated,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
         GROUP=BLOCK_GROUP, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=config.num_warps, num_stages=config.num_stages, **overlap(x.device),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

@@ -13,8 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
-
 CHUNK = 128
 """Pairs ranked by one program."""
 ONE_PROGRAM_PAIRS = 512
@@ -35,10 +33,7 @@ def _route_kernel(
     TOKENS: tl.constexpr,
     EXPERTS: tl.constexpr,
     CHOICES: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    wait_for_the_one_before(OVERLAP)
-    let_the_next_begin(OVERLAP)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     expert = tl.arange(0, EXPERTS)
     real = token < num_tokens
@@ -85,7 +80,7 @@ def route(logits: torch.Tensor, top_k: int, *, renormalize: bool) -> tuple[torch
         _route_kernel[(triton.cdiv(tokens, block),)](
             logits, weights, experts, logits.stride(0), tokens,
             NUM_EXPERTS=num_experts, TOP_K=top_k, RENORMALIZE=renormalize, TOKENS=block, EXPERTS=width,
-            CHOICES=triton.next_power_of_2(top_k), num_warps=4, **overlap(logits.device),
+            CHOICES=triton.next_power_of_2(top_k), num_warps=4,
         )  # fmt: skip
     return weights, experts
 
@@ -125,10 +120,7 @@ def _assign_in_one_program_kernel(
     BLOCK_M: tl.constexpr,
     EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    wait_for_the_one_before(OVERLAP)
-    let_the_next_begin(OVERLAP)
     counts = tl.zeros([EXPERTS], tl.int32)
     chunks = (num_pairs + CHUNK - 1) // CHUNK
     for chunk in range(chunks):
@@ -154,15 +146,8 @@ def _assign_in_one_program_kernel(
 
 @triton.jit(do_not_specialize=["num_pairs"])
 def _count_kernel(
-    experts: tl.tensor,
-    chunk_counts: tl.tensor,
-    num_pairs: tl.int32,
-    EXPERTS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    experts: tl.tensor, chunk_counts: tl.tensor, num_pairs: tl.int32, EXPERTS: tl.constexpr, CHUNK: tl.constexpr
 ) -> None:
-    wait_for_the_one_before(OVERLAP)
-    let_the_next_begin(OVERLAP)
     chunk = tl.program_id(0)
     one_hot, _ = _chunk_choices(experts, chunk, num_pairs, EXPERTS, CHUNK)
     tl.store(chunk_counts + chunk * EXPERTS + tl.arange(0, EXPERTS), tl.sum(one_hot, axis=0))
@@ -180,11 +165,8 @@ def _scan_kernel(
     BLOCK_M: tl.constexpr,
     EXPERTS: tl.constexpr,
     SCAN: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
     """From the counts of each chunk its places; paddings and the experts of blocks are written too."""
-    wait_for_the_one_before(OVERLAP)
-    let_the_next_begin(OVERLAP)
     expert = tl.arange(0, EXPERTS)
     row = tl.arange(0, SCAN)
     counts = tl.zeros([EXPERTS], tl.int32)
@@ -216,10 +198,7 @@ def _place_kernel(
     num_pairs: tl.int32,
     EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    wait_for_the_one_before(OVERLAP)
-    let_the_next_begin(OVERLAP)
     chunk = tl.program_id(0)
     one_hot, rank = _chunk_choices(experts, chunk, num_pairs, EXPERTS, CHUNK)
     place = tl.load(chunk_places + chunk * EXPERTS + tl.arange(0, EXPERTS))
@@ -245,17 +224,15 @@ def assign_blocks(
     if num_pairs <= one_program_pairs:
         _assign_in_one_program_kernel[(1,)](
             experts, pairs, block_experts, num_blocks, num_pairs,
-            BLOCK_M=block_m, EXPERTS=width, CHUNK=CHUNK, num_warps=8, **overlap(device),
+            BLOCK_M=block_m, EXPERTS=width, CHUNK=CHUNK, num_warps=8,
         )  # fmt: skip
         return ExpertBlocks(block_m, pairs, block_experts, num_blocks)
     chunks = triton.cdiv(num_pairs, CHUNK)
     counts, places = torch.empty((2, chunks, width), dtype=torch.int32, device=device)
-    _count_kernel[(chunks,)](experts, counts, num_pairs, EXPERTS=width, CHUNK=CHUNK, num_warps=8, **overlap(device))
+    _count_kernel[(chunks,)](experts, counts, num_pairs, EXPERTS=width, CHUNK=CHUNK, num_warps=8)
     _scan_kernel[(1,)](
         counts, places, pairs, block_experts, num_blocks, num_pairs, chunks,
-        BLOCK_M=block_m, EXPERTS=width, SCAN=SCAN_CHUNKS, num_warps=8, **overlap(device),
+        BLOCK_M=block_m, EXPERTS=width, SCAN=SCAN_CHUNKS, num_warps=8,
     )  # fmt: skip
-    _place_kernel[(chunks,)](
-        experts, places, pairs, num_pairs, EXPERTS=width, CHUNK=CHUNK, num_warps=8, **overlap(device)
-    )
+    _place_kernel[(chunks,)](experts, places, pairs, num_pairs, EXPERTS=width, CHUNK=CHUNK, num_warps=8)
     return ExpertBlocks(block_m, pairs, block_experts, num_blocks)

@@ -19,7 +19,6 @@ from services.worker.kernels.expert_tiles import ExpertTiles
 from services.worker.kernels.fp8_rows import fp8_rows
 from services.worker.kernels.int_product import eight_bits, nibbles
 from services.worker.kernels.int_tiles import halves
-from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
 from services.worker.kernels.packed_config import PackedConfig, packed_configs, splits_of, step_inputs_of
 
 
@@ -54,9 +53,7 @@ def _packed_product_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    wait_for_the_one_before(OVERLAP)
     # Blocks go through all rows in groups, so that a wave of programs shares inputs and codes in the cache.
     columns = (ROWS + BLOCK_P - 1) // BLOCK_P
     total = tl.load(num_blocks)
@@ -161,7 +158,6 @@ def _packed_product_kernel(
         x_scale = tl.load(x_scales + x_row, mask=real, other=0.0)
         acc *= x_scale[None, :]
         acc_second *= x_scale[None, :]
-    let_the_next_begin(OVERLAP)
     out_at = out + (tl.program_id(1) * num_pairs.to(tl.int64) + pair)[None, :] * WIDTH + row[:, None]
     inside = (row < ROWS)[:, None] & real[None, :]
     if GATED:
@@ -249,5 +245,5 @@ def _product(
         PAIRS_PER_ROW=pairs_per_row, GATED=gated, ORDERED=tiles.order is not None, OPERANDS=config.operands,
         SPLITS=splits, BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=step_inputs_of(tiles, config),
         BLOCK_GROUP=BLOCK_GROUP, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=config.num_warps, num_stages=config.num_stages, **overlap(x.device),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
