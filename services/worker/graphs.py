@@ -5,7 +5,9 @@ A graph replays the launches of one call: it reads and writes the memory that th
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ class Graphs:
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             # Other threads (NCCL's watchdog, who waits for results) go on asking for events meanwhile.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with _no_collection(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 out = self._forward(size)
             self._captured[size] = graph, out
             yield done, len(sizes)
@@ -42,3 +44,15 @@ class Graphs:
         graph, out = self._captured[size]
         graph.replay()
         return out
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage may hold memory of the device, whose release would end a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

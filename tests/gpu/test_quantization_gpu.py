@@ -116,14 +116,15 @@ def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, ca
     assert np.abs(ours - wanted).max() < 0.05
 
 
-@pytest.mark.parametrize("model", ["llama", "mixtral"])
-def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(("model", "limit"), [("llama", 0.1), ("mixtral", 0.2)])
+def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Path, model: str, limit: float) -> None:
+    """Rounding also sends some tokens to other experts."""
     plain = plain_checkpoint(model, tmp_path / "plain")
     ids = prompt(60)
     flags = {"device": "cuda", "dtype": "bfloat16", "attention_backend": "triton"}
     rounded = every_logprob(Driver(make_engine(plain, quantization="fp8", **flags)), ids, chunk=23)
     exact = every_logprob(Driver(make_engine(plain, **flags)), ids, chunk=23)
-    assert 1e-4 < np.abs(rounded - exact).mean() < 0.1
+    assert 1e-4 < np.abs(rounded - exact).mean() < limit
 
 
 @pytest.mark.parametrize(

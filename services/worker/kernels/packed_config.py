@@ -51,7 +51,7 @@ _FOUR_BITS: dict[int, _Pair] = {
     16: (PackedConfig(16, 32, 128, 2, 4, "codes"), PackedConfig(16, 32, 128, 2, 4, "codes")),
     32: (PackedConfig(32, 64, 128, 4, 3, "codes"), PackedConfig(32, 64, 128, 4, 3, "codes")),
     64: (PackedConfig(64, 64, 64, 4, 4, "weights"), PackedConfig(64, 64, 64, 4, 4, "weights")),
-    128: (PackedConfig(128, 128, 64, 8, 3, "weights"), PackedConfig(128, 128, 64, 8, 3, "weights")),
+    128: (PackedConfig(128, 64, 64, 8, 3, "weights"), PackedConfig(128, 64, 64, 8, 3, "weights")),
 }
 """By pairs of a tile, as are the others."""
 _EIGHT_BITS: dict[int, _Pair] = {

@@ -86,8 +86,11 @@ def _packed_product_kernel(
     x_rows = x + x_row[None, :] * x_stride
     acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
     acc_second = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+    # Codes reach the matrix unit in registers. With sums of its own several products of such operands would be going on
+    # at a time, and rows were seen to come out wrong (Triton 3.6); scaled outside of it, each is waited for.
     zero = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
     if BITS == 4:
+        factor = tl.load(factors + expert)
         words_at = table_at + tl.minimum(first * BLOCK_K // GROUP, GROUPS - 1) * FEATURES
         words = tl.load(words_at)  # one step ahead of its use
         words_second = tl.load(words_at + ROWS)
@@ -116,8 +119,8 @@ def _packed_product_kernel(
             if OPERANDS == "weights":
                 low = (low.to(tl.float32) * scale[:, None] + offset[:, None]).to(inputs.dtype)
                 high = (high.to(tl.float32) * scale_second[:, None] + offset_second[:, None]).to(inputs.dtype)
-                acc = tl.dot(low, inputs, acc, input_precision=PRECISION)
-                acc_second = tl.dot(high, inputs, acc_second, input_precision=PRECISION)
+                acc += factor * tl.dot(low, inputs, zero, input_precision=PRECISION)
+                acc_second += factor * tl.dot(high, inputs, zero, input_precision=PRECISION)
             else:
                 acc += scale[:, None] * tl.dot(low, inputs, zero, input_precision=PRECISION)
                 acc_second += scale_second[:, None] * tl.dot(high, inputs, zero, input_precision=PRECISION)
@@ -126,8 +129,8 @@ def _packed_product_kernel(
                 acc += offset[:, None] * sums
                 acc_second += offset_second[:, None] * sums
         else:
-            if GROUPS == 1:
-                acc = tl.dot(eight_bits(tile, inputs.dtype, ASM), inputs, acc, input_precision=PRECISION)
+            if OPERANDS == "rounded":
+                acc = tl.dot(tile, inputs, acc)
             else:
                 scale = tl.load(table_at + start // GROUP * FEATURES)
                 acc += scale[:, None] * tl.dot(
@@ -138,26 +141,20 @@ def _packed_product_kernel(
                     tile = tl.load(codes_at + ROWS * DEPTH + start)
                 else:
                     tile = tl.load(codes_at + ROWS * DEPTH + start, mask=(depth < DEPTH - start)[None, :], other=0.0)
-                if GROUPS == 1:
-                    acc_second = tl.dot(
-                        eight_bits(tile, inputs.dtype, ASM), inputs, acc_second, input_precision=PRECISION
-                    )
+                if OPERANDS == "rounded":
+                    acc_second = tl.dot(tile, inputs, acc_second)
                 else:
                     scale = tl.load(table_at + start // GROUP * FEATURES + ROWS)
                     product = tl.dot(eight_bits(tile, inputs.dtype, ASM), inputs, zero, input_precision=PRECISION)
                     acc_second += scale[:, None] * product
-    if BITS == 4:
-        factor = tl.load(factors + expert)
+    if BITS == 4 and OPERANDS == "codes":
         acc *= factor
         acc_second *= factor
-    elif GROUPS == 1:
-        acc *= tl.load(table_at)[:, None]
-        if GATED:
-            acc_second *= tl.load(table_at + ROWS)[:, None]
     if OPERANDS == "rounded":
         x_scale = tl.load(x_scales + x_row, mask=real, other=0.0)
-        acc *= x_scale[None, :]
-        acc_second *= x_scale[None, :]
+        acc *= tl.load(table_at)[:, None] * x_scale[None, :]
+        if GATED:
+            acc_second *= tl.load(table_at + ROWS)[:, None] * x_scale[None, :]
     out_at = out + (tl.program_id(1) * num_pairs.to(tl.int64) + pair)[None, :] * WIDTH + row[:, None]
     inside = (row < ROWS)[:, None] & real[None, :]
     if GATED:
