@@ -1,6 +1,6 @@
 """Compile every launch case for Hopper without a GPU and report what each kernel needs of a multiprocessor.
 
-    python -m benchmarks.kernel_sections.compile_sm90 [--match NAME] [--skip NAME] [--jobs N] [--sass]
+    python -m benchmarks.kernel_sections.compile_sm90 [--match NAME] [--skip NAME] [--jobs N] [--sass] [--early]
 
 Launchers run unchanged on CPU tensors; a stand-in driver names the target, and every launch stops after compilation. On
 a GPU machine the same call fills Triton's cache in parallel before benchmarks, since target and arguments are the same.
@@ -66,13 +66,16 @@ class HopperDriver:
         return 0
 
 
-def compile_cases(names: list[str], sass: bool) -> list[Usage]:
+def compile_cases(names: list[str], sass: bool, early: bool) -> list[Usage]:
     """Compile the named launch cases in this process."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     from benchmarks.kernel_sections import launch_cases
+    from services.worker.kernels.overlap import launch_early
 
+    if early:
+        launch_early()
     compiled: list[tuple[str, Any]] = []
     launch = JITFunction.run
 
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--skip", help="not the cases whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--sass", action="store_true", help="disassemble and count instructions")
+    parser.add_argument("--early", action="store_true", help="as for models with packed weights (overlap.py)")
     parser.add_argument("--json", type=Path, help="also write the table here")
     options = parser.parse_args()
     from benchmarks.kernel_sections import launch_cases
@@ -134,7 +138,7 @@ def main() -> None:
     ]
     jobs = max(1, min(options.jobs, len(names)))
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        shares = [pool.submit(compile_cases, names[i::jobs], options.sass) for i in range(jobs)]
+        shares = [pool.submit(compile_cases, names[i::jobs], options.sass, options.early) for i in range(jobs)]
         table = sorted((row for share in shares for row in share.result()), key=lambda row: names.index(row.case))
     print(f"{'case':44} {'kernel':28} warps stages regs stack shared   GMMA HMMA LDGSTS LDL+STL")
     for row in table:

@@ -83,6 +83,10 @@ def build_engine(config: WorkerConfig, instance_id: str, log: Log) -> Engine:
         raise ConfigError("--quantization fp8 is of no use on a CPU, which has no 8-bit floats: leave it out")
     shapes = None if scheme is None or config.load_format == "dummy" else shapes_of(config.model_path)
     place = Place(shard, comm, layer_ops(backend), dtype, device, scheme, shapes)
+    if device.type == "cuda" and scheme is not None and comm.size == 1:
+        from services.worker.kernels.overlap import launch_early
+
+        launch_early()
     model = _load(config, model_config, place, log)
     comm.wait_for_all(START_TIMEOUT_S)
     max_rows = config.max_running_requests or (GPU_ROWS if device.type == "cuda" else CPU_ROWS)

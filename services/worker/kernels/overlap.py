@@ -5,7 +5,8 @@ before, and the memory is idle meanwhile. A kernel that takes part has a constex
 `**overlap(device)`, and calls `wait_for_the_one_before` in every program before it touches what other kernels write: so
 every kernel still sees all that was launched before it. `let_the_next_begin` comes late in kernels that fill the card,
 and never right before attention: programs placed while the card is half full are not spread evenly, and a kernel
-that was cut into equal shares then waits for the fullest multiprocessor. Called by the kernels of a decode step.
+that was cut into equal shares then waits for the fullest multiprocessor. Called by the kernels of a decode step; off
+until `launch_early` is called, since only products with packed weights were found to gain.
 """
 
 from __future__ import annotations
@@ -18,12 +19,27 @@ import triton.language as tl
 
 from services.worker.kernels.device import INTERPRETED
 
+_early = False
+
+
+def launch_early() -> None:
+    """From now on, in this process. Called when a model is built whose weights are packed, before its first launch."""
+    global _early
+    _early = True
+
+
+def overlap(device: torch.device) -> dict[str, bool]:
+    """Options of a launch that takes part."""
+    return _OPTIONS[_early and _able(device)]
+
+
+_OPTIONS = {able: {"OVERLAP": able, "launch_pdl": able} for able in (False, True)}
+
 
 @cache
-def overlap(device: torch.device) -> dict[str, bool]:
-    """Options of such a launch. Tensors of the CPU are launched with to compile for a GPU, if not interpreted."""
-    able = not INTERPRETED and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0))
-    return {"OVERLAP": able, "launch_pdl": able}
+def _able(device: torch.device) -> bool:
+    """Tensors of the CPU are launched with to compile for a GPU, if not interpreted."""
+    return not INTERPRETED and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0))
 
 
 @triton.jit

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from services.worker import kernels
+from services.worker.kernels import overlap
 from services.worker.kernels.device import INDEX_POINTERS
 
 FIXED = {"num_heads"}
@@ -86,3 +88,14 @@ def test_a_launch_may_begin_early_only_where_its_kernel_waits() -> None:
 
 def _is_integer(argument: ast.arg) -> bool:
     return argument.annotation is not None and ast.unparse(argument.annotation) in ("tl.int32", "tl.int64")
+
+
+def test_launches_begin_early_once_a_model_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    monkeypatch.setattr(overlap, "_able", lambda _: True)
+    monkeypatch.setattr(overlap, "_early", False)
+    assert overlap.overlap(device) == {"OVERLAP": False, "launch_pdl": False}
+    overlap.launch_early()
+    assert overlap.overlap(device) == {"OVERLAP": True, "launch_pdl": True}
+    monkeypatch.setattr(overlap, "_able", lambda _: False)
+    assert overlap.overlap(device) == {"OVERLAP": False, "launch_pdl": False}
