@@ -37,6 +37,34 @@ def test_a_plan_that_only_drops_images_is_a_step_without_tokens(engine: Engine) 
     assert driver.run(decode=[0]).tokens.size == 1
 
 
+class Forgetful:
+    """A prepared decode step that never fits."""
+
+    def __init__(self) -> None:
+        self.forgot = 0
+
+    def fits(self, rows: np.ndarray) -> bool:
+        return False
+
+    def run(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AssertionError
+
+    def forget(self) -> None:
+        self.forgot += 1
+
+
+def test_prepared_decode_steps_are_told_when_a_row_has_another_owner_or_prompt(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, told = Forgetful(), []
+    monkeypatch.setattr(engine, "_decode_program", prepared)
+    driver = started(engine)
+    for extends, new in (([], []), ([Extend(0, [5], start=10)], []), ([], []), ([], [RowInit(1)]), ([], [])):
+        told.append(prepared.forgot)
+        driver.run(extends, decode=[] if extends else [0], new=new)
+    assert [*told, prepared.forgot] == [1, 1, 2, 2, 3, 3]
+
+
 def test_a_gap_ends_the_session_and_a_new_one_begins_afresh(engine: Engine) -> None:
     driver = started(engine)
     driver.plan(decode=[0])  # lost
