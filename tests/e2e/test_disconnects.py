@@ -12,7 +12,7 @@ import aiohttp
 from tests.e2e.stack import Stack
 
 CLIENTS = 200
-TOKENS = 12
+TOKENS = 24
 
 
 async def _stream(session: aiohttp.ClientSession, url: str, prompt: str, leave_after: int | None) -> str | None:

@@ -116,9 +116,9 @@ def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, ca
     assert np.abs(ours - wanted).max() < 0.05
 
 
-@pytest.mark.parametrize(("model", "limit"), [("llama", 0.1), ("mixtral", 0.2)])
+@pytest.mark.parametrize(("model", "limit"), [("llama", 0.1), ("mixtral", 0.15)])
 def test_an_engine_with_8_bit_activations_stays_near_the_plain_one(tmp_path: Path, model: str, limit: float) -> None:
-    """Rounding also sends some tokens to other experts."""
+    """Rounding by PyTorch's operators gives 0.09 and 0.12; it also sends some tokens to other experts."""
     plain = plain_checkpoint(model, tmp_path / "plain")
     ids = prompt(60)
     flags = {"device": "cuda", "dtype": "bfloat16", "attention_backend": "triton"}
