@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from transformers import set_seed as set_transformers_seed
 from rhizome.models import DEFAULT_MODEL, store
 from services.worker.attention.flashinfer_modules import flashinfer_obstacle
 from services.worker.engine import Engine
+from shared.checkpoint.loader import load_dummy
+from shared.checkpoint.target import Target
 from shared.messages.step import RowInit
 from shared.sampling import SamplingParams
 from tests.fakes.real_engine import real_driver
@@ -229,20 +231,24 @@ class Recording:
         return self._inner.sample(logits, rows, at)
 
 
-def calm(engine: Engine) -> None:
-    """Halve the weights and round them to bfloat16: what is compared is then arithmetic, not storage.
+def load_calm(targets: Mapping[str, Target]) -> None:
+    """Random weights of half the size, rounded to bfloat16: what is compared is then arithmetic, not storage.
 
     Random layers of twice this size amplify every rounding, that of operators as well.
     """
-    for target in engine._model.targets().values():
+    load_dummy(targets)
+    for target in targets.values():
         if not target.is_norm:
             target.into.copy_(target.into.mul(0.5).bfloat16())
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", pytest.param("flashinfer", marks=needs_flashinfer)])
 @torch.inference_mode()
-def test_logits_of_the_8b_shape_are_those_of_fp32(backend: str, tmp_path: Path) -> None:
+def test_logits_of_the_8b_shape_are_those_of_fp32(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A prompt of 700 tokens and the step after it."""
+    monkeypatch.setattr("services.worker.build.load_dummy", load_calm)
     folder, found = write_shape("8B", tmp_path / "8B"), []
     prompt = np.random.default_rng(1).integers(0, SHAPES["8B"]["vocab_size"], 700).tolist()
     for name, dtype in (("torch", "float32"), (backend, "bfloat16")):
@@ -250,7 +256,6 @@ def test_logits_of_the_8b_shape_are_those_of_fp32(backend: str, tmp_path: Path) 
             folder, device="cuda", load_format="dummy", context_length=1024, max_total_tokens=2048,
             attention_backend=name, dtype=dtype, disable_cuda_graph=True, max_running_requests=2,
         )  # fmt: skip
-        calm(engine)
         recording, driver = Recording(engine), Driver(engine)
         driver.run([Extend(0, prompt)], new=[RowInit(0, logit_bias={"7": 100.0}, temperature=0.0)])
         first = recording.logits
