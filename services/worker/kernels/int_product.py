@@ -45,6 +45,8 @@ class IntConfig:
     num_warps: int
     num_stages: int
     splits: int
+    staged: bool = False
+    """Weights go through shared memory, as the right operand of the matrix unit; else from registers, as the left."""
 
 
 def int_config(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
@@ -126,6 +128,78 @@ def nibbles(
 
 
 @triton.jit
+def scaled_nibbles(
+    tile: tl.tensor,
+    scale: tl.tensor,
+    offset: tl.tensor,
+    scale_high: tl.tensor,
+    offset_high: tl.tensor,
+    dtype: tl.constexpr,
+    ASM: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Low and high halves of bytes [P, K] times scale plus offset [P] of their own, in `dtype`."""
+    if ASM:
+        scale, offset = scale.to(dtype)[:, None], offset.to(dtype)[:, None]
+        scale_high, offset_high = scale_high.to(dtype)[:, None], offset_high.to(dtype)[:, None]
+        if dtype == tl.bfloat16:
+            low, high = tl.inline_asm_elementwise(
+                """
+                {
+                .reg .b32 low, high, base, code;
+                mov.b32 base, 0x43004300;
+                and.b32 low, $4, 0x0F0F0F0F;
+                shr.b32 high, $4, 4;
+                and.b32 high, high, 0x0F0F0F0F;
+                prmt.b32 code, low, 0x43434343, 0x4140;
+                sub.rn.bf16x2 code, code, base;
+                fma.rn.bf16x2 $0, code, $5, $7;
+                prmt.b32 code, low, 0x43434343, 0x4342;
+                sub.rn.bf16x2 code, code, base;
+                fma.rn.bf16x2 $1, code, $6, $8;
+                prmt.b32 code, high, 0x43434343, 0x4140;
+                sub.rn.bf16x2 code, code, base;
+                fma.rn.bf16x2 $2, code, $9, $11;
+                prmt.b32 code, high, 0x43434343, 0x4342;
+                sub.rn.bf16x2 code, code, base;
+                fma.rn.bf16x2 $3, code, $10, $12;
+                }
+                """,
+                "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r", [tile, scale, offset, scale_high, offset_high],
+                dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
+            )  # fmt: skip
+        else:
+            low, high = tl.inline_asm_elementwise(
+                """
+                {
+                .reg .b32 low, high, base, code;
+                mov.b32 base, 0x64006400;
+                and.b32 low, $4, 0x0F0F0F0F;
+                shr.b32 high, $4, 4;
+                and.b32 high, high, 0x0F0F0F0F;
+                prmt.b32 code, low, 0x64646464, 0x4140;
+                sub.rn.f16x2 code, code, base;
+                fma.rn.f16x2 $0, code, $5, $7;
+                prmt.b32 code, low, 0x64646464, 0x4342;
+                sub.rn.f16x2 code, code, base;
+                fma.rn.f16x2 $1, code, $6, $8;
+                prmt.b32 code, high, 0x64646464, 0x4140;
+                sub.rn.f16x2 code, code, base;
+                fma.rn.f16x2 $2, code, $9, $11;
+                prmt.b32 code, high, 0x64646464, 0x4342;
+                sub.rn.f16x2 code, code, base;
+                fma.rn.f16x2 $3, code, $10, $12;
+                }
+                """,
+                "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r", [tile, scale, offset, scale_high, offset_high],
+                dtype=(tl.float16, tl.float16), is_pure=True, pack=4,
+            )  # fmt: skip
+    else:
+        low = ((tile & 15).to(tl.float32) * scale[:, None] + offset[:, None]).to(dtype)
+        high = ((tile >> 4).to(tl.float32) * scale_high[:, None] + offset_high[:, None]).to(dtype)
+    return low, high
+
+
+@triton.jit
 def eight_bits(tile: tl.tensor, dtype: tl.constexpr, ASM: tl.constexpr) -> tl.tensor:
     """Codes of 8 bits as they are, in `dtype`.
 
@@ -201,6 +275,7 @@ def _int_product_kernel(
     ASM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SUMMED: tl.constexpr,
+    STAGED: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -208,9 +283,9 @@ def _int_product_kernel(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    row = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     read_row = row % ROWS  # loads without a mask; the stores have one
-    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     real = token < num_tokens
     depth = tl.arange(0, BLOCK_K)
     STEPS: tl.constexpr = (DEPTH + BLOCK_K - 1) // BLOCK_K
@@ -220,9 +295,12 @@ def _int_product_kernel(
     if OVERLAP:  # the memory need not wait for the inputs
         prefetch(codes + read_row.to(tl.int64) * DEPTH + tl.minimum(first * BLOCK_K, DEPTH - 1))
     x_at = x + token.to(tl.int64)[None, :] * x_stride + depth[:, None]
-    acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
-    acc_odd = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
-    zero = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+    if STAGED:
+        zero = tl.zeros([BLOCK_M, BLOCK_P], tl.float32)
+    else:
+        zero = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+    acc = zero
+    acc_odd = zero
     if BITS == 4:
         LAST_GROUP: tl.constexpr = DEPTH // GROUP - 1
         words_at = table + read_row
@@ -230,7 +308,7 @@ def _int_product_kernel(
         words = tl.load(first_at)  # one step ahead of its use
         words_odd = tl.load(first_at + ROWS)
     wait_for_the_one_before(OVERLAP)
-    if BITS == 4 and SUMMED:
+    if SUMMED:
         first_step = tl.minimum(first, STEPS - 1)
         step_sums = tl.load(sums + first_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
     for step in range(first, tl.minimum(first + SHARE, STEPS)):
@@ -244,26 +322,38 @@ def _int_product_kernel(
             tile = tl.load(codes_at + start, mask=left[None, :], other=0.0)
         if BITS == 8:
             scale = tl.load(table + (start // GROUP) * ROWS + read_row).to(tl.float32)
-            acc += scale[:, None] * tl.dot(eight_bits(tile, inputs.dtype, ASM), inputs, zero, input_precision=PRECISION)
+            wide = eight_bits(tile, inputs.dtype, ASM)
+            if STAGED:
+                acc += scale[None, :] * tl.dot(tl.trans(inputs), tl.trans(wide), zero, input_precision=PRECISION)
+            else:
+                acc += scale[:, None] * tl.dot(wide, inputs, zero, input_precision=PRECISION)
         else:
             scale, offset = halves(words)
             scale_odd, offset_odd = halves(words_odd)
             next_at = words_at + tl.minimum((start + BLOCK_K) // GROUP, LAST_GROUP) * 2 * ROWS
             words = tl.load(next_at)
             words_odd = tl.load(next_at + ROWS)
-            low, high, ones = nibbles(tile, inputs.dtype, BASE, ASM)
-            acc += scale[:, None] * tl.dot(low, inputs, zero, input_precision=PRECISION)
-            acc_odd += scale_odd[:, None] * tl.dot(high, inputs, zero, input_precision=PRECISION)
-            if SUMMED:
-                total = step_sums[None, :]
-                next_step = tl.minimum(step + 1, STEPS - 1)
-                step_sums = tl.load(sums + next_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
+            if STAGED:
+                low, high = scaled_nibbles(tile, scale, offset, scale_odd, offset_odd, inputs.dtype, ASM)
+                acc = tl.dot(tl.trans(inputs), tl.trans(low), acc, input_precision=PRECISION)
+                acc_odd = tl.dot(tl.trans(inputs), tl.trans(high), acc_odd, input_precision=PRECISION)
             else:
-                # The tensor cores add up the inputs too: with rows of ones the sums come out where the others do.
-                total = tl.dot(ones, inputs, zero, input_precision=PRECISION)
-            acc += (offset - BASE * scale)[:, None] * total
-            acc_odd += (offset_odd - BASE * scale_odd)[:, None] * total
+                low, high, ones = nibbles(tile, inputs.dtype, BASE, ASM)
+                acc += scale[:, None] * tl.dot(low, inputs, zero, input_precision=PRECISION)
+                acc_odd += scale_odd[:, None] * tl.dot(high, inputs, zero, input_precision=PRECISION)
+                if SUMMED:
+                    total = step_sums[None, :]
+                    next_step = tl.minimum(step + 1, STEPS - 1)
+                    step_sums = tl.load(sums + next_step.to(tl.int64) * num_tokens + token, mask=real, other=0.0)
+                else:
+                    # The tensor cores add up the inputs too: with rows of ones the sums come out where the others do.
+                    total = tl.dot(ones, inputs, zero, input_precision=PRECISION)
+                acc += (offset - BASE * scale)[:, None] * total
+                acc_odd += (offset_odd - BASE * scale_odd)[:, None] * total
     let_the_next_begin(OVERLAP)
+    if STAGED:
+        acc = tl.trans(acc)
+        acc_odd = tl.trans(acc_odd)
     acc *= factor
     acc_odd *= factor
     inside = (row < ROWS)[:, None] & real[None, :]
@@ -321,12 +411,12 @@ def int_product(
     if tokens == 0:
         return out
     config = config or int_config(tokens, tiles, sm_count(x.device))
-    grid = (triton.cdiv(rows, config.block_p), triton.cdiv(tokens, config.block_m), config.splits)
+    grid = (triton.cdiv(tokens, config.block_m), triton.cdiv(rows, config.block_p), config.splits)
     assert grid[0] * grid[1] <= arrivals.numel()
     partial = out
     if config.splits > 1:
         partial = torch.empty((config.splits, tokens, tiles.width), dtype=torch.float32, device=x.device)
-    summed = tiles.bits == 4 and tokens > _SUM_TOKENS
+    summed = tiles.bits == 4 and not config.staged and tokens > _SUM_TOKENS
     sums = _step_sums(x, config.block_k) if summed else partial
     _int_product_kernel[grid](
         x, tiles.codes, tiles.table, out if bias is None else bias, out, partial, arrivals, sums, tokens, tiles.factor,
@@ -334,7 +424,7 @@ def int_product(
         ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
         BASE=128 if x.dtype == torch.bfloat16 else 1024 if x.dtype == torch.float16 else 0,
         ASM=not INTERPRETED and x.dtype != torch.float32, HAS_BIAS=bias is not None, SUMMED=summed,
-        SPLITS=config.splits,
+        STAGED=config.staged, SPLITS=config.splits,
         BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps, num_stages=config.num_stages, **overlap(x.device),

@@ -30,7 +30,7 @@ def random_weight(bits: int, width: int, depth: int, group: int, device: torch.d
 
 
 @pytest.mark.parametrize("dtype", MATMUL_DTYPES)
-@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize(("splits", "staged"), [(1, False), (3, False), (1, True), (3, True)])
 @pytest.mark.parametrize(
     ("bits", "tokens", "width", "depth", "group"),
     [
@@ -43,13 +43,14 @@ def random_weight(bits: int, width: int, depth: int, group: int, device: torch.d
     ],
 )
 def test_a_product_is_that_of_the_weight_it_stands_for(
-    bits: int, tokens: int, width: int, depth: int, group: int, splits: int, dtype: torch.dtype, device: torch.device
-) -> None:
+    bits: int, tokens: int, width: int, depth: int, group: int, splits: int, staged: bool, dtype: torch.dtype,
+    device: torch.device,
+) -> None:  # fmt: skip
     tiles, weight = random_weight(bits, width, depth, group, device)
     x, bias = (torch.randn(shape, device=device).to(dtype) for shape in ((tokens, depth), (width,)))
     counters = arrival_counters(device)
     for some_bias in (bias, None):
-        out = int_product(x, tiles, some_bias, counters, dataclasses.replace(SMALL, splits=splits))
+        out = int_product(x, tiles, some_bias, counters, dataclasses.replace(SMALL, splits=splits, staged=staged))
         want = x.double() @ weight.T + (0 if some_bias is None else bias.double())
         assert_close(out, want)
         assert not counters.any()
