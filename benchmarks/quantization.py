@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks.report import Report
 
 SECTIONS = ("products", "experts", "engines", "cpu")
-KERNELS = {"products": "int4", "experts": "packed experts"}
-"""Launch cases of a section."""
+KERNELS = {"products": ["int4", "fp8 product", "fp8 rows"], "experts": ["packed experts"]}
+"""Launch cases of a section, by what their names contain."""
 COMPILE = [sys.executable, "-m", "benchmarks.kernel_sections.compile_sm90", "--early"]
 
 
@@ -43,13 +43,11 @@ def main() -> None:
         return
     for section in [] if args.no_precompile else [name for name in KERNELS if name in args.sections]:
         skip = [] if args.search else ["--skip", "candidate"]
-        done = subprocess.run(
-            [*COMPILE, "--match", KERNELS[section], *skip],
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-        )
-        report.note(f"kernels compiled after {time.monotonic() - started_s:.0f} s, exit {done.returncode}")
+        for match in KERNELS[section]:
+            done = subprocess.run(
+                [*COMPILE, "--match", match, *skip], cwd=Path(__file__).parents[1], capture_output=True, text=True
+            )
+            report.note(f"{match}: compiled after {time.monotonic() - started_s:.0f} s, exit {done.returncode}")
     import torch
 
     from benchmarks.kernel_sections.timing import measure_ceilings

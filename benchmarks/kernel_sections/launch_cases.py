@@ -11,7 +11,8 @@ from services.worker.kernels.expert_routing import assign_blocks, route
 from services.worker.kernels.expert_tiles import ExpertTiles
 from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendConfig, extend_config, plan_extend
-from services.worker.kernels.fp8_rows import fp8_rows
+from services.worker.kernels.fp8_product import Fp8Config, fp8_config, fp8_product
+from services.worker.kernels.fp8_rows import FP8, fp8_rows
 from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand
 from services.worker.kernels.packed_config import PackedConfig, packed_configs
@@ -374,7 +375,7 @@ def int_case(
     return launch
 
 
-def int_label(config: IntConfig) -> str:
+def tile_label(config: IntConfig | Fp8Config) -> str:
     return (
         f"m{config.block_m} p{config.block_p} k{config.block_k} w{config.num_warps} s{config.num_stages} "
         f"split{config.splits}"
@@ -383,7 +384,7 @@ def int_label(config: IntConfig) -> str:
 
 for _tokens, _shapes in INT_CANDIDATES.items():
     for _int in _shapes:
-        CASES[f"candidate int4 T{_tokens} {int_label(_int)}"] = int_case(_int, _tokens)
+        CASES[f"candidate int4 T{_tokens} {tile_label(_int)}"] = int_case(_int, _tokens)
 for _tokens in (1, 16, 32, 64, MOST_TOKENS):
     CASES[f"int4 g128 T{_tokens}"] = int_case(None, _tokens)
 CASES["int4 g32 T1"] = int_case(None, 1, group=32)
@@ -393,6 +394,54 @@ for _tokens in (1, 64):
     CASES[f"fp8 g128 T{_tokens} int product"] = int_case(None, _tokens, bits=8, kind=torch.float8_e4m3fn)
 CASES["int8 g4096 T1"] = int_case(None, 1, bits=8, group=4096)
 CASES["int8 g4096 T64"] = int_case(None, 64, bits=8, group=4096)
+
+FP8_CANDIDATES = {
+    tokens: [Fp8Config(*shape) for shape in shapes]
+    for tokens, shapes in {
+        32: [
+            (32, 128, 128, 4, 4, 1), (32, 128, 128, 4, 5, 2), (32, 128, 128, 4, 5, 4), (32, 128, 128, 4, 4, 8),
+            (32, 64, 128, 4, 5, 2), (32, 64, 128, 4, 5, 4), (32, 64, 256, 4, 4, 2), (32, 128, 256, 4, 3, 4),
+        ],
+        64: [
+            (64, 128, 128, 4, 4, 1), (64, 128, 128, 4, 4, 2), (64, 128, 128, 4, 4, 4), (64, 128, 128, 4, 4, 8),
+            (64, 128, 128, 8, 4, 4), (64, 64, 128, 4, 5, 2), (64, 64, 128, 4, 5, 4), (64, 64, 256, 4, 3, 2),
+            (64, 128, 256, 8, 3, 4),
+        ],
+        128: [
+            (128, 128, 128, 8, 3, 1), (128, 128, 128, 4, 3, 1), (128, 128, 128, 8, 3, 2), (128, 128, 128, 8, 3, 4),
+            (128, 128, 128, 4, 3, 4), (128, 128, 128, 8, 3, 8), (64, 128, 128, 4, 4, 2), (128, 64, 128, 4, 4, 2),
+            (128, 256, 128, 8, 3, 4),
+        ],
+        256: [
+            (128, 128, 128, 8, 3, 1), (128, 128, 128, 4, 3, 1), (128, 128, 128, 8, 3, 2), (128, 128, 128, 8, 3, 4),
+            (256, 128, 128, 8, 4, 1), (256, 128, 128, 8, 4, 4), (128, 256, 128, 8, 4, 1), (128, 256, 128, 8, 4, 4),
+            (256, 64, 128, 4, 2, 2),
+        ],
+    }.items()
+}  # fmt: skip
+"""Tiles to choose from, by tokens."""
+
+
+def fp8_case(tokens: int, config: Fp8Config | None = None) -> Callable[[], None]:
+    """Every product of a layer, or one of them with a tile."""
+
+    def launch() -> None:
+        products = LLAMA_8B_PRODUCTS.values() if config is None else [LLAMA_8B_PRODUCTS["gate_up"]]
+        for width, depth in products:
+            fp8_product(
+                empty(tokens, depth, dtype=FP8), empty(tokens, 1, dtype=torch.float32), empty(width, depth, dtype=FP8),
+                empty(1, width, dtype=torch.float32), None, arrival_counters(CPU), torch.bfloat16,
+                config or fp8_config(tokens, width, depth, 132),
+            )  # fmt: skip
+
+    return launch
+
+
+for _tokens, _fp8s in FP8_CANDIDATES.items():
+    for _fp8 in _fp8s:
+        CASES[f"candidate fp8 product T{_tokens} {tile_label(_fp8)}"] = fp8_case(_tokens, _fp8)
+for _tokens in (17, 32, 64, 128, 256):
+    CASES[f"fp8 product T{_tokens}"] = fp8_case(_tokens)
 
 
 def _fp8_rows() -> None:

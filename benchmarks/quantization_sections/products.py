@@ -9,17 +9,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.kernel_sections.launch_cases import INT_CANDIDATES, LLAMA_8B_PRODUCTS, int_label
+from benchmarks.kernel_sections.launch_cases import FP8_CANDIDATES, INT_CANDIDATES, LLAMA_8B_PRODUCTS, tile_label
 from benchmarks.kernel_sections.timing import Ceilings, graph_us, sets_needed
 from benchmarks.report import Report
+from services.worker.kernels.device import sm_count
+from services.worker.kernels.fp8_product import MOST_TOKENS as MOST_FP8_TOKENS
+from services.worker.kernels.fp8_product import Fp8Config, fp8_config, fp8_product
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import MOST_TOKENS, arrival_counters, int_config, int_product
+from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_config, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
+from services.worker.models.triton_product import PLAIN_TOKENS, TritonFp8Product
+from services.worker.quantization.weights import Fp8Weight
 
 GROUP = 128
-TOKENS = (1, 8, 16, 64, 256, 4096)
-LIMITS = {"int4": 1e-2, "fp8": 5e-2}
+TOKENS = (1, 8, 16, 32, 64, 128, 256, 4096)
+LIMITS = {"int4": 1e-2, "fp8": 5e-2, "fp8_mm": 5e-2, "fp8_sums": 1e-2}
+KINDS = ("bf16", "int4", "fp8", "fp8_mm")
 Row = dict[str, Any]
+Rounded = tuple[torch.Tensor, torch.Tensor]
+"""e4m3 [N, K] and scales [1, N]."""
+Tile = IntConfig | Fp8Config
 
 
 def measure(report: Report, ceilings: Ceilings, *, search: bool) -> Row:
@@ -31,11 +40,13 @@ def measure(report: Report, ceilings: Ceilings, *, search: bool) -> Row:
     for name, (width, depth) in LLAMA_8B_PRODUCTS.items():
         weight = torch.randn(width, depth, device="cuda", dtype=torch.bfloat16) * depth**-0.5
         int4, fp8 = int4_weight(weight), fp8_weight(weight)
-        checks += [_check(report, name, tokens, int4, fp8) for tokens in (1, 3, 8, 16, 17, 64, 200, 256)]
+        checks += [_check(report, name, tokens, int4, fp8) for tokens in (1, 3, 8, 16, 17, 33, 64, 100, 200, 256)]
         for tokens in TOKENS:
             rows.append(_time(report, ceilings, name, tokens, weight, int4, fp8))
             if search and tokens in INT_CANDIDATES:
-                candidates += _search(report, ceilings, name, tokens, int4)
+                candidates += _search_int4(report, ceilings, name, tokens, int4)
+            if search and tokens in FP8_CANDIDATES:
+                candidates += _search_fp8(report, ceilings, name, tokens, fp8)
         del weight, int4, fp8
         torch.cuda.empty_cache()
     return {"checks": checks, "products": rows, "layers": _layers(report, rows), "candidates": candidates}
@@ -54,8 +65,7 @@ def int4_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     return codes, scales, low
 
 
-def fp8_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """e4m3 [N, K] and scales [1, N]."""
+def fp8_weight(weight: torch.Tensor) -> Rounded:
     codes, scales = fp8_rows(weight)
     return codes, scales.T.contiguous()
 
@@ -66,7 +76,13 @@ def int4_product(x: torch.Tensor, tiles: IntTiles, arrivals: torch.Tensor) -> to
     return int_product(x, tiles, None, arrivals)
 
 
-def fp8_product(x: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def chosen_fp8_product(weight: Rounded) -> TritonFp8Product:
+    """As an engine multiplies."""
+    return TritonFp8Product(Fp8Weight(weight[0], weight[1].T))
+
+
+def fp8_mm(x: torch.Tensor, weight: Rounded) -> torch.Tensor:
+    """As torch multiplies."""
     codes, scales = fp8_rows(x)
     out: torch.Tensor = torch._scaled_mm(
         codes, weight[0].T, scale_a=scales, scale_b=weight[1], out_dtype=x.dtype, use_fast_accum=True
@@ -74,20 +90,27 @@ def fp8_product(x: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor]) -> t
     return out
 
 
-def _check(
-    report: Report, name: str, tokens: int, int4: IntTiles, fp8: tuple[torch.Tensor, torch.Tensor]
-) -> Row:  # fmt: skip
-    """Against fp64 products of the weights as they are rounded."""
+def _check(report: Report, name: str, tokens: int, int4: IntTiles, fp8: Rounded) -> Row:
+    """Against fp64 products of the weights as they are rounded; `fp8_sums`: of the activations as they are, too."""
     x = torch.randn(tokens, int4.codes.shape[1], device="cuda", dtype=torch.bfloat16)
     arrivals = arrival_counters(x.device)
-    row: Row = {"name": f"{name} T{tokens}"}
-    outs = {"int4": int_product(x, int4, None, arrivals), "fp8": fp8_product(x, fp8)}
-    wants = {"int4": x.double() @ expand(int4, torch.float32).double().T,
-             "fp8": x.double() @ (fp8[0].float() * fp8[1].T).double().T}  # fmt: skip
-    for kind, out in outs.items():
+    codes, scales = fp8_rows(x)
+    runs: dict[str, Callable[[], torch.Tensor]] = {
+        "int4": partial(int_product, x, int4, None, arrivals),
+        "fp8": partial(chosen_fp8_product(fp8), x, None),
+        "fp8_mm": partial(fp8_mm, x, fp8),
+        "fp8_sums": partial(fp8_product, codes, scales, *fp8, None, arrivals, x.dtype),
+    }
+    weight = (fp8[0].float() * fp8[1].T).double()
+    wants = dict.fromkeys(("fp8", "fp8_mm"), x.double() @ weight.T)
+    wants["int4"] = x.double() @ expand(int4, torch.float32).double().T
+    wants["fp8_sums"] = (codes.double() * scales.double()) @ weight.T
+    row: Row = {"name": f"{name} T{tokens}", "repeatable": True}
+    for kind, run in runs.items():
+        out = run()
         row[kind] = float((out.double() - wants[kind]).norm() / wants[kind].norm())
-    again = int_product(x, int4, None, arrivals)
-    row["repeatable"] = torch.equal(again, outs["int4"]) and not arrivals.any()
+        row["repeatable"] &= kind == "fp8_mm" or torch.equal(run(), out)
+    row["repeatable"] &= not arrivals.any()
     row["ok"] = row["repeatable"] and all(row[kind] <= limit for kind, limit in LIMITS.items())
     if not row["ok"]:
         report.note(f"WRONG {row}")
@@ -96,7 +119,7 @@ def _check(
 
 def _time(
     report: Report, ceilings: Ceilings, name: str, tokens: int, weight: torch.Tensor, int4: IntTiles,
-    fp8: tuple[torch.Tensor, torch.Tensor],
+    fp8: Rounded,
 ) -> Row:  # fmt: skip
     x = torch.randn(tokens, weight.shape[1], device="cuda", dtype=torch.bfloat16)
     arrivals = arrival_counters(x.device)
@@ -105,7 +128,8 @@ def _time(
     runs: dict[str, tuple[list[Callable[[], Any]], float]] = {
         "bf16": ([partial(F.linear, x, w) for w in _copies(weight)], weight.nbytes),
         "int4": ([partial(int4_product, x, t, arrivals) for t in _tiles(int4)], int4_bytes),
-        "fp8": ([partial(fp8_product, x, (w, fp8[1])) for w in _copies(fp8[0])], fp8_bytes),
+        "fp8": ([partial(chosen_fp8_product((w, fp8[1])), x, None) for w in _copies(fp8[0])], fp8_bytes),
+        "fp8_mm": ([partial(fp8_mm, x, (w, fp8[1])) for w in _copies(fp8[0])], fp8_bytes),
     }
     if tokens <= MOST_TOKENS:  # weights of 8 bits, activations of 16
         expanding = make_tiles(8, fp8[0], fp8[1].T.contiguous(), None)
@@ -113,30 +137,55 @@ def _time(
     row: Row = {"name": name, "tokens": tokens}
     for kind, (launches, nbytes) in runs.items():
         us = graph_us(launches)
-        limit_us = max(ceilings.bytes_us(nbytes), flops_us / (2 if kind == "fp8" else 1))
+        limit_us = max(ceilings.bytes_us(nbytes), flops_us / (2 if kind in ("fp8", "fp8_mm") else 1))
         row[kind] = {"us": round(us, 2), "mb": round(nbytes / 1e6, 1), "share": round(limit_us / us, 3)}
     row["int4_gain"], row["fp8_gain"] = (round(row["bf16"]["us"] / row[kind]["us"], 2) for kind in ("int4", "fp8"))
     if tokens <= MOST_TOKENS:
-        row["tile"] = int_label(int_config(tokens, int4, torch.cuda.get_device_properties(0).multi_processor_count))
+        row["tile"] = tile_label(int_config(tokens, int4, sm_count(x.device)))
+    if PLAIN_TOKENS < tokens <= MOST_FP8_TOKENS:
+        row["fp8_tile"] = tile_label(fp8_config(tokens, *fp8[0].shape, sm_count(x.device)))
     report.note(
         f"{name:8} T{tokens:<5} " + "  ".join(f"{k} {row[k]['us']:8.1f} us {row[k]['share']:6.1%}" for k in runs)
-        + f"  gains {row['int4_gain']:.2f} {row['fp8_gain']:.2f}  {row.get('tile', '')}"
+        + f"  gains {row['int4_gain']:.2f} {row['fp8_gain']:.2f}  {row.get('tile', '')}  {row.get('fp8_tile', '')}"
     )  # fmt: skip
     return row
 
 
-def _search(report: Report, ceilings: Ceilings, name: str, tokens: int, int4: IntTiles) -> list[Row]:
+def _search_int4(report: Report, ceilings: Ceilings, name: str, tokens: int, int4: IntTiles) -> list[Row]:
     x = torch.randn(tokens, int4.codes.shape[1], device="cuda", dtype=torch.bfloat16)
     arrivals = arrival_counters(x.device)
     limit_us = ceilings.bytes_us(int4.codes.nbytes + int4.table.nbytes)
+    tiles = _tiles(int4)
+    runs: dict[Tile, list[Callable[[], Any]]] = {
+        config: [partial(int_product, x, t, None, arrivals, config) for t in tiles] for config in INT_CANDIDATES[tokens]
+    }
+    return _search(report, f"int4 {name}", tokens, limit_us, runs)
+
+
+def _search_fp8(report: Report, ceilings: Ceilings, name: str, tokens: int, fp8: Rounded) -> list[Row]:
+    """Without the rounding of activations, whose time is told beside."""
+    x = torch.randn(tokens, fp8[0].shape[1], device="cuda", dtype=torch.bfloat16)
+    arrivals = arrival_counters(x.device)
+    rounded, copies = fp8_rows(x), _copies(fp8[0])
+    runs: dict[Tile, list[Callable[[], Any]]] = {
+        config: [partial(fp8_product, *rounded, w, fp8[1], None, arrivals, x.dtype, config) for w in copies]
+        for config in FP8_CANDIDATES[tokens]
+    }
+    report.note(f"   fp8 {name} T{tokens} rounding of activations {graph_us([partial(fp8_rows, x)]):8.2f} us")
+    return _search(report, f"fp8 {name}", tokens, ceilings.bytes_us(fp8[0].nbytes), runs)
+
+
+def _search(
+    report: Report, name: str, tokens: int, limit_us: float, runs: dict[Tile, list[Callable[[], Any]]]
+) -> list[Row]:  # fmt: skip
     found = []
-    for config in INT_CANDIDATES[tokens]:
+    for config, launches in runs.items():
         try:
-            us = graph_us([partial(int_product, x, t, None, arrivals, config) for t in _tiles(int4)])
+            us = graph_us(launches)
         except Exception as fault:  # a tile that the compiler or the card refuses is a finding
-            report.note(f"{name} T{tokens} {int_label(config)}: {type(fault).__name__} {str(fault)[:80]}")
+            report.note(f"{name} T{tokens} {tile_label(config)}: {type(fault).__name__} {str(fault)[:80]}")
             continue
-        found.append({"name": name, "tokens": tokens, "tile": int_label(config), "us": round(us, 2)})
+        found.append({"name": name, "tokens": tokens, "tile": tile_label(config), "us": round(us, 2)})
     for row in sorted(found, key=lambda row: row["us"]):
         report.note(f"   {name} T{tokens} {row['tile']:34} {row['us']:8.2f} us {limit_us / row['us']:6.1%} of bytes")
     return found
@@ -147,7 +196,7 @@ def _layers(report: Report, rows: list[Row]) -> list[Row]:
     layers = []
     for tokens in TOKENS:
         mine = [row for row in rows if row["tokens"] == tokens]
-        sums = {kind: sum(row[kind]["us"] for row in mine) for kind in ("bf16", "int4", "fp8")}
+        sums = {kind: sum(row[kind]["us"] for row in mine) for kind in KINDS}
         layers.append(
             {"tokens": tokens, **{kind: round(us, 1) for kind, us in sums.items()},
              "int4_gain": round(sums["bf16"] / sums["int4"], 2), "fp8_gain": round(sums["bf16"] / sums["fp8"], 2)}

@@ -81,24 +81,72 @@ def test_a_captured_product_follows_its_inputs_and_repeats_itself() -> None:
         assert torch.equal(out, first)
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 16, 100])
-def test_activations_become_8_bit_floats_as_torch_rounds_them(tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "width"), [(1, 5000), (3, 5000), (16, 14336), (100, 5000), (4, 20000)])
+def test_activations_become_8_bit_floats_as_torch_rounds_them(tokens: int, width: int) -> None:
     from services.worker.kernels.fp8_rows import FP8, MOST, fp8_rows
 
-    x = torch.randn(tokens, 5000, device="cuda", dtype=torch.bfloat16) * 30
+    x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) * 30
     codes, scales = fp8_rows(x)
     torch.testing.assert_close(scales, x.float().abs().amax(1, keepdim=True) / MOST)
     want = (x.float() / scales).clamp(-MOST, MOST).to(FP8)
     assert (codes.view(torch.uint8) != want.view(torch.uint8)).float().mean() < 1e-3  # the division's last place
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 16, 100])
+@pytest.mark.parametrize("tokens", [1, 3, 16, 17, 100, 256, 300])
 def test_a_product_of_8_bit_floats_is_within_their_precision(tokens: int) -> None:
-    from benchmarks.quantization_sections.products import fp8_product, fp8_weight
+    from benchmarks.quantization_sections.products import chosen_fp8_product, fp8_weight
 
     weight = torch.randn(1536, 512, device="cuda", dtype=torch.bfloat16) * 512**-0.5
-    x = torch.randn(tokens, 512, device="cuda", dtype=torch.bfloat16)
-    assert_close(fp8_product(x, fp8_weight(weight)), x.double() @ weight.double().T, 6e-2)
+    x, bias = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in ((tokens, 512), (1536,)))
+    want = x.double() @ weight.double().T
+    product = chosen_fp8_product(fp8_weight(weight))
+    assert_close(product(x, None), want, 6e-2)
+    assert_close(product(x, bias), want + bias.double(), 6e-2)
+
+
+@pytest.mark.parametrize(("width", "depth"), [*((width, depth) for width, depth, _ in SHAPES), (4096, 14336)])
+def test_products_of_8_bit_floats_are_those_of_the_rounded_operands(width: int, depth: int) -> None:
+    from services.worker.kernels.fp8_product import fp8_product
+    from services.worker.kernels.fp8_rows import fp8_rows
+    from services.worker.kernels.int_product import arrival_counters
+
+    codes, scales = fp8_rows(torch.randn(width, depth, device="cuda") * depth**-0.5)
+    weight, counters = codes.double() * scales.double(), arrival_counters(codes.device)
+    bias = torch.randn(width, device="cuda", dtype=torch.bfloat16)
+    for tokens in (17, 33, 64, 100, 200, 256):
+        x, x_scales = fp8_rows(torch.randn(tokens, depth, device="cuda", dtype=torch.bfloat16))
+        out = fp8_product(x, x_scales, codes, scales.T.contiguous(), bias, counters, torch.bfloat16)
+        assert_close(out, (x.double() * x_scales.double()) @ weight.T + bias.double())
+    assert not counters.any()
+
+
+@pytest.mark.parametrize("tokens", [17, 64, 200])
+def test_a_captured_product_of_8_bit_floats_follows_its_inputs_and_repeats_itself(tokens: int) -> None:
+    from services.worker.kernels.fp8_product import fp8_config, fp8_product
+    from services.worker.kernels.fp8_rows import fp8_rows
+    from services.worker.kernels.int_product import arrival_counters
+
+    assert fp8_config(tokens, 4096, 4096, 132).splits > 1
+    codes, scales = fp8_rows(torch.randn(4096, 4096, device="cuda") / 64)
+    weight, scales, counters = codes.double() * scales.double(), scales.T.contiguous(), arrival_counters(codes.device)
+    x = torch.randn(tokens, 4096, device="cuda", dtype=torch.bfloat16)
+
+    def launch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rounded, x_scales = fp8_rows(x)
+        return rounded, x_scales, fp8_product(rounded, x_scales, codes, scales, None, counters, x.dtype)
+
+    launch()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        rounded, x_scales, out = launch()
+    for _ in range(50):
+        x.normal_()
+        graph.replay()
+        first = out.clone()
+        assert_close(first, (rounded.double() * x_scales.double()) @ weight.T)
+        graph.replay()
+        assert torch.equal(out, first)
+    assert not counters.any()
 
 
 @pytest.mark.parametrize("case", ["awq 32", "gptq act-order 32", "gguf Q4_1", "gptq int8", "fp8 block",

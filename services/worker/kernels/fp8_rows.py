@@ -13,7 +13,14 @@ from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_fo
 
 FP8 = torch.float8_e4m3fn
 MOST = torch.finfo(FP8).max
-_BLOCK = 4096
+_BLOCK = 16384
+"""Values kept in registers between finding the largest and rounding; the rest of a row is read again."""
+_WARP_VALUES = 512
+
+
+@triton.jit
+def _rounded(value: tl.tensor, scale: tl.tensor, MOST: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
+    return tl.minimum(tl.maximum(value / scale, -MOST), MOST).to(dtype)
 
 
 @triton.jit
@@ -31,17 +38,19 @@ def _fp8_rows_kernel(
     let_the_next_begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    largest = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, WIDTH, BLOCK):
+    begin = tl.load(x + token * x_stride + column, mask=column < WIDTH, other=0.0).to(tl.float32)  # read once
+    largest = tl.abs(begin)
+    for start in range(BLOCK, WIDTH, BLOCK):
         value = tl.load(x + token * x_stride + start + column, mask=start + column < WIDTH, other=0.0)
         largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
     scale = tl.maximum(tl.max(largest, axis=0), 1e-12) / MOST
     tl.store(scales + token, scale)
-    for start in range(0, WIDTH, BLOCK):
+    tl.store(out + token * WIDTH + column, _rounded(begin, scale, MOST, out.dtype.element_ty), mask=column < WIDTH)
+    for start in range(BLOCK, WIDTH, BLOCK):
         inside = start + column < WIDTH
         value = tl.load(x + token * x_stride + start + column, mask=inside, other=0.0).to(tl.float32)
-        value = tl.minimum(tl.maximum(value / scale, -MOST), MOST)
-        tl.store(out + token * WIDTH + start + column, value.to(out.dtype.element_ty), mask=inside)
+        rounded = _rounded(value, scale, MOST, out.dtype.element_ty)
+        tl.store(out + token * WIDTH + start + column, rounded, mask=inside)
 
 
 def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +62,8 @@ def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if tokens:
         block = min(_BLOCK, triton.next_power_of_2(width))
         _fp8_rows_kernel[(tokens,)](
-            x, out, scales, x.stride(0), WIDTH=width, BLOCK=block, MOST=MOST, num_warps=8 if block > 1024 else 4,
+            x, out, scales, x.stride(0), WIDTH=width, BLOCK=block, MOST=MOST,
+            num_warps=min(16, max(4, block // _WARP_VALUES)),
             **overlap(x.device),
         )  # fmt: skip
     return out, scales

@@ -235,6 +235,17 @@ def eight_bits(tile: tl.tensor, dtype: tl.constexpr, ASM: tl.constexpr) -> tl.te
 
 
 @triton.jit
+def last_to_arrive(counter: tl.tensor, SPLITS: tl.constexpr) -> tl.tensor:
+    """Whether this program is the last of SPLITS to come here. It may then load (`.cg`) what the others stored before,
+    and its counter is zero again, for the next launch."""
+    tl.debug_barrier()  # every thread's stores before the one thread that tells of them
+    last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1
+    tl.debug_barrier()
+    tl.store(counter, 0, mask=last)
+    return last
+
+
+@triton.jit
 def _step_sums_kernel(
     x: tl.tensor,
     sums: tl.tensor,
@@ -365,12 +376,8 @@ def _int_product_kernel(
         tl.store(mine + at, acc, mask=inside)
         if BITS == 4:
             tl.store(mine + at + 1, acc_odd, mask=inside)
-        tl.debug_barrier()  # every thread's stores before the one thread that tells of them
-        arrival = arrivals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        if tl.atomic_add(arrival, 1, sem="acq_rel") != SPLITS - 1:
+        if not last_to_arrive(arrivals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), SPLITS):
             return
-        tl.debug_barrier()
-        tl.store(arrival, 0)  # for the next launch
         acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
         acc_odd = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
         for split in range(SPLITS):

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from services.worker.kernels.fp8_product import MOST_TOKENS as MOST_FP8_TOKENS
+from services.worker.kernels.fp8_product import fp8_product
 from services.worker.kernels.fp8_rows import fp8_rows
 from services.worker.kernels.int_product import MOST_TOKENS, arrival_counters, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
@@ -64,6 +66,8 @@ class TritonFp8Product:
         if len(x) <= PLAIN_TOKENS:
             return int_product(x, self._tiles, bias, _counters(x.device))
         codes, scales = fp8_rows(x)
+        if len(x) <= MOST_FP8_TOKENS:
+            return fp8_product(codes, scales, self._codes, self._scales, bias, _counters(x.device), x.dtype)
         out: Tensor = torch._scaled_mm(
             codes, self._codes.T, scales, self._scales, out_dtype=x.dtype, use_fast_accum=True
         )

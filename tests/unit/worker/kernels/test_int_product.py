@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from services.worker.kernels import fp8_rows as fp8_rows_module
 from services.worker.kernels.fp8_rows import FP8, fp8_rows
 from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_config, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
@@ -80,10 +81,14 @@ def test_scales_that_16_bits_cannot_hold_are_kept_beside_a_factor(size: float, d
     assert_close(out / size, weight / size, 2e-3)
 
 
-def test_a_token_becomes_8_bit_floats_by_its_largest_value(device: torch.device) -> None:
-    """Values of 8 bits times a power of two, so that no rounding hides a wrong scale."""
+@pytest.mark.parametrize("block", [64, 256])
+def test_a_token_becomes_8_bit_floats_by_its_largest_value(
+    block: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of 8 bits times a power of two, so that no rounding hides a wrong scale; in several parts and in one."""
+    monkeypatch.setattr(fp8_rows_module, "_BLOCK", block)
     values = (torch.randn(4, 130, device=device) * 50).to(FP8).float()
-    values[:, 7] = 448.0
+    values[:, 107] = 448.0
     factors = torch.tensor([[2.0**-20], [1.0], [32.0], [0.0]], device=device)
     codes, scales = fp8_rows(values * factors)
     assert torch.equal(scales[:3], factors[:3])

@@ -54,6 +54,16 @@ def test_products_are_those_of_the_weights_that_are_meant(
     assert product.nbytes < want.numel() * 4
 
 
+@pytest.mark.parametrize("tokens", [1, 16, 17, 40])
+def test_a_product_with_8_bit_activations_is_within_their_precision(tokens: int, device: torch.device) -> None:
+    weight = fp8_of(torch.randn(48, 64))
+    x, bias = torch.randn(tokens, 64), torch.randn(48)
+    product = triton_product.TritonFp8Product(_on(weight, device))
+    for some in (bias, None):
+        out = product(x.to(device), None if some is None else some.to(device))
+        assert_close(out, x.double() @ weight.expand().double().T + (0 if some is None else some.double()), 6e-2)
+
+
 def _on(weight: Any, device: torch.device) -> Any:
     fields = {name: getattr(weight, name) for name in weight.__dataclass_fields__}
     return type(weight)(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in fields.items()})
