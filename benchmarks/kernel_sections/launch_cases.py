@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from services.worker.kernels.arrivals import arrival_counters
 from services.worker.kernels.expert_mlp import expert_config, expert_mlp
 from services.worker.kernels.expert_routing import assign_blocks, route
 from services.worker.kernels.expert_tiles import ExpertTiles
@@ -13,7 +14,8 @@ from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendConfig, extend_config, plan_extend
 from services.worker.kernels.fp8_product import Fp8Config, fp8_config, fp8_product
 from services.worker.kernels.fp8_rows import FP8, fp8_rows
-from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_product
+from services.worker.kernels.int_config import MOST_TOKENS, IntConfig
+from services.worker.kernels.int_product import int_product
 from services.worker.kernels.int_tiles import IntTiles, expand
 from services.worker.kernels.packed_config import PackedConfig, packed_configs
 from services.worker.kernels.packed_experts import down_product, gated_product
@@ -255,10 +257,10 @@ PACKED_CANDIDATES = {
                 (16, 32, 128, 2, 4), (16, 16, 128, 1, 4), (16, 64, 128, 4, 3), (32, 32, 128, 2, 4), (32, 64, 128, 4, 3),
                 (64, 32, 128, 4, 3), (64, 64, 64, 4, 3),
             ],
-            "weights": [
-                (16, 64, 128, 4, 3), (32, 64, 64, 4, 4), (64, 64, 64, 4, 4), (64, 64, 128, 4, 3), (64, 64, 32, 4, 5),
-                (64, 128, 64, 8, 3), (128, 64, 64, 4, 3), (128, 64, 32, 4, 4), (128, 128, 64, 8, 3),
-                (128, 64, 64, 8, 3),
+            "staged": [
+                (64, 64, 64, 4, 4), (64, 64, 128, 4, 3), (64, 32, 64, 4, 5), (64, 128, 64, 8, 4), (64, 128, 64, 4, 3),
+                (128, 64, 64, 4, 3), (128, 32, 64, 4, 4), (128, 64, 64, 8, 4), (128, 64, 128, 8, 3),
+                (128, 128, 64, 8, 3),
             ],
         },
         "fp8": {
@@ -333,23 +335,26 @@ CASES["token logprobs"] = _token_logprobs
 
 LLAMA_8B_PRODUCTS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 """Outputs and inputs of a layer's products."""
+_STAGED_64 = [
+    (64, 64, 128, 4, 3, 1), (64, 64, 128, 4, 3, 4), (64, 64, 128, 4, 3, 8), (64, 64, 64, 4, 4, 1),
+    (64, 32, 64, 4, 5, 4), (64, 32, 128, 4, 4, 4), (64, 128, 64, 8, 4, 1),
+]  # fmt: skip
+_STAGED_128 = [
+    (128, 64, 64, 4, 3, 1), (128, 64, 64, 4, 3, 4), (128, 32, 64, 4, 4, 2), (128, 32, 64, 4, 4, 4),
+    (128, 64, 64, 8, 4, 1), (128, 64, 128, 8, 3, 4), (128, 128, 64, 8, 3, 1),
+]  # fmt: skip
 INT_CANDIDATES = {
-    tokens: [IntConfig(*shape) for shape in shapes]
-    for tokens, shapes in {
-        1: [
+    1: [
+        IntConfig(*shape)
+        for shape in (
             (8, 32, 128, 2, 4, 4), (8, 32, 128, 2, 6, 4), (8, 32, 128, 2, 4, 2), (8, 32, 128, 2, 4, 8),
             (8, 16, 128, 1, 4, 4), (8, 64, 128, 4, 4, 4), (8, 64, 128, 2, 4, 4), (16, 32, 128, 2, 4, 4),
             (8, 64, 128, 2, 4, 8), (8, 128, 128, 4, 4, 4),
-        ],
-        64: [
-            (64, 32, 128, 4, 4, 1), (64, 32, 128, 4, 3, 2), (64, 32, 128, 4, 4, 4), (64, 32, 128, 2, 4, 4),
-            (32, 32, 128, 2, 4, 4), (64, 64, 128, 2, 3, 4), (64, 64, 128, 4, 3, 2), (64, 16, 128, 2, 4, 4),
-        ],
-        256: [
-            (128, 32, 128, 8, 3, 1), (128, 32, 128, 4, 3, 1), (64, 32, 128, 4, 4, 1), (128, 32, 128, 4, 2, 2),
-            (128, 64, 128, 8, 3, 1),
-        ],
-    }.items()
+        )
+    ],
+    64: [IntConfig(*shape, staged=True) for shape in _STAGED_64],
+    128: [IntConfig(*shape, staged=True) for shape in _STAGED_128],
+    256: [IntConfig(*shape, staged=True) for shape in _STAGED_128],
 }  # fmt: skip
 """Tiles to choose from, by tokens."""
 

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from benchmarks.kernel_sections.launch_cases import FP8_CANDIDATES, INT_CANDIDATES, LLAMA_8B_PRODUCTS, tile_label
 from benchmarks.kernel_sections.timing import Ceilings, graph_us, sets_needed
 from benchmarks.report import Report
+from services.worker.kernels.arrivals import arrival_counters
 from services.worker.kernels.device import sm_count
 from services.worker.kernels.fp8_product import MOST_TOKENS as MOST_FP8_TOKENS
 from services.worker.kernels.fp8_product import Fp8Config, fp8_config, fp8_product
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_config, int_product
+from services.worker.kernels.int_config import MOST_TOKENS, IntConfig, int_config
+from services.worker.kernels.int_product import int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from services.worker.models.triton_product import PLAIN_TOKENS, TritonFp8Product
 from services.worker.quantization.weights import Fp8Weight

@@ -35,7 +35,8 @@ def random_tiles(width: int, depth: int, group: int, bits: int = 4):  # type: ig
 def test_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
     width: int, depth: int, group: int, dtype: torch.dtype, bits: int
 ) -> None:
-    from services.worker.kernels.int_product import arrival_counters, int_product
+    from services.worker.kernels.arrivals import arrival_counters
+    from services.worker.kernels.int_product import int_product
     from services.worker.kernels.int_tiles import expand
 
     tiles = random_tiles(width, depth, group, bits)
@@ -49,7 +50,8 @@ def test_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_8_bit_float_is_multiplied_as_itself(dtype: torch.dtype) -> None:
-    from services.worker.kernels.int_product import arrival_counters, int_product
+    from services.worker.kernels.arrivals import arrival_counters
+    from services.worker.kernels.int_product import int_product
     from services.worker.kernels.int_tiles import make_tiles
 
     codes = torch.arange(256, dtype=torch.uint8, device="cuda")
@@ -62,7 +64,8 @@ def test_every_8_bit_float_is_multiplied_as_itself(dtype: torch.dtype) -> None:
 
 def test_a_captured_product_follows_its_inputs_and_repeats_itself() -> None:
     """Programs that share a tile meet at counters: they must be zero again after every replay."""
-    from services.worker.kernels.int_product import arrival_counters, int_product
+    from services.worker.kernels.arrivals import arrival_counters
+    from services.worker.kernels.int_product import int_product
     from services.worker.kernels.int_tiles import expand
 
     tiles = random_tiles(4096, 4096, 128)
@@ -106,9 +109,9 @@ def test_a_product_of_8_bit_floats_is_within_their_precision(tokens: int) -> Non
 
 @pytest.mark.parametrize(("width", "depth"), [*((width, depth) for width, depth, _ in SHAPES), (4096, 14336)])
 def test_products_of_8_bit_floats_are_those_of_the_rounded_operands(width: int, depth: int) -> None:
+    from services.worker.kernels.arrivals import arrival_counters
     from services.worker.kernels.fp8_product import fp8_product
     from services.worker.kernels.fp8_rows import fp8_rows
-    from services.worker.kernels.int_product import arrival_counters
 
     codes, scales = fp8_rows(torch.randn(width, depth, device="cuda") * depth**-0.5)
     weight, counters = codes.double() * scales.double(), arrival_counters(codes.device)
@@ -122,9 +125,9 @@ def test_products_of_8_bit_floats_are_those_of_the_rounded_operands(width: int, 
 
 @pytest.mark.parametrize("tokens", [17, 64, 200])
 def test_a_captured_product_of_8_bit_floats_follows_its_inputs_and_repeats_itself(tokens: int) -> None:
+    from services.worker.kernels.arrivals import arrival_counters
     from services.worker.kernels.fp8_product import fp8_config, fp8_product
     from services.worker.kernels.fp8_rows import fp8_rows
-    from services.worker.kernels.int_product import arrival_counters
 
     assert fp8_config(tokens, 4096, 4096, 132).splits > 1
     codes, scales = fp8_rows(torch.randn(4096, 4096, device="cuda") / 64)

@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
+from services.worker.kernels.arrivals import last_to_arrive
 from services.worker.kernels.device import sm_count
 from services.worker.kernels.fp8_rows import FP8
-from services.worker.kernels.int_product import last_to_arrive
 from services.worker.kernels.overlap import let_the_next_begin, overlap, prefetch, wait_for_the_one_before
 
 MOST_TOKENS = 256

@@ -1,248 +1,29 @@
 """Products with weights of 4 or 8 bits: activations stay as they are, weights are expanded next to the tensor cores.
 
-A weight is `code * scale + offset`, scale and offset being those of its group along the inputs. Codes go into the
-matrix unit as they are, as small whole numbers; a group's scale multiplies what came out, and its offset multiplies the
-sum of the group's inputs. Weights are the left operand, so that few tokens waste little of a tile. Programs that share
-a tile of the output split its inputs; the last one to finish adds up what all have written, always in the same order.
-Called by `models/triton_product.py`.
+A weight is `code * scale + offset`, scale and offset being those of its group along the inputs. With few tokens codes
+go into the matrix unit as they are, as small whole numbers, straight from registers and as the left operand, so that
+few tokens waste little of a tile; a group's scale multiplies what came out, and its offset multiplies the sum of the
+group's inputs. With more tokens codes of 4 bits become weights first, and all of them go through shared memory and are
+the right operand (`IntConfig.staged`). Programs that share a tile of the output split its inputs; the last one to
+finish adds up what all have written, always in the same order. Called by `models/triton_product.py`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
+from services.worker.kernels.arrivals import last_to_arrive
 from services.worker.kernels.device import INTERPRETED, sm_count
+from services.worker.kernels.int_codes import eight_bits, nibbles, scaled_nibbles
+from services.worker.kernels.int_config import IntConfig, int_config
 from services.worker.kernels.int_tiles import IntTiles, halves
 from services.worker.kernels.overlap import let_the_next_begin, overlap, prefetch, wait_for_the_one_before
 
-MOST_TOKENS = 128
-"""Above, expanding the weight once costs less than expanding it for every tile of tokens."""
-_MOST_SPLITS, _LEAST_STEPS = 16, 4
-_WARPS_PER_SM = 12
-_FEW_TOKENS = [(8, 8, 32, 2, 4), (16, 16, 32, 2, 4), (32, 32, 32, 2, 4)]
-"""Most tokens, then block_m, block_p, warps and stages: as many programs as keep the memory busy."""
-_LOW_ROWS, _LOW, _HIGH = 2560, (64, 16, 2, 4, 4), (64, 64, 4, 3, 2)
-"""With more tokens, where the tensor cores wait for codes: block_m, block_p, warps, stages and splits, for weights of
-up to so many rows of codes and for higher ones. Tiles of 64 rows go to Hopper's own matrix instructions. Measured with
-the products of an 8B layer and 64 tokens (`benchmarks.quantization --search`)."""
 _SUM_TOKENS = 16
-"""Above, a launch of its own adds up the inputs; below, the tensor cores do it beside the product."""
-
-
-@dataclass(frozen=True, slots=True)
-class IntConfig:
-    """Tile of a product."""
-
-    block_m: int
-    """Tokens."""
-    block_p: int
-    """Rows of `codes`."""
-    block_k: int
-    num_warps: int
-    num_stages: int
-    splits: int
-    staged: bool = False
-    """Weights go through shared memory, as the right operand of the matrix unit; else from registers, as the left."""
-
-
-def int_config(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
-    """The choice for a Hopper card."""
-    rows, depth = tiles.codes.shape
-    block_k = step_inputs(tiles.group, depth)
-    steps, splits = triton.cdiv(depth, block_k), 1
-    tile = next((tile for most, *tile in _FEW_TOKENS if tokens <= most), None)
-    if tile is None:
-        block_m, block_p, num_warps, num_stages, most = _LOW if rows <= _LOW_ROWS else _HIGH
-        while splits < most and steps >= 2 * _LEAST_STEPS * splits:
-            splits *= 2
-    else:
-        block_m, block_p, num_warps, num_stages = tile
-        programs = triton.cdiv(rows, block_p) * triton.cdiv(tokens, block_m)
-        wanted = sms * _WARPS_PER_SM // num_warps
-        while splits < _MOST_SPLITS and programs * splits < wanted and steps >= 2 * _LEAST_STEPS * splits:
-            splits *= 2
-    return IntConfig(block_m, block_p, block_k, num_warps, num_stages, splits)
-
-
-def step_inputs(group: int, depth: int) -> int:
-    """Inputs of one step, all of one group."""
-    if group == depth:
-        return min(128, max(16, triton.next_power_of_2(depth)))
-    return min(128, group & -group)
-
-
-@triton.jit
-def nibbles(
-    tile: tl.tensor, dtype: tl.constexpr, BASE: tl.constexpr, ASM: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Low and high halves of bytes plus BASE, a power of two whose bits they can be written into; and ones.
-
-    The ones come from here because the compiler then lays them out as it does the codes, and reads the inputs once.
-    """
-    if ASM:
-        if dtype == tl.bfloat16:
-            low, high, ones = tl.inline_asm_elementwise(
-                """
-                {
-                .reg .b32 low, high;
-                and.b32 low, $6, 0x0F0F0F0F;
-                shr.b32 high, $6, 4;
-                and.b32 high, high, 0x0F0F0F0F;
-                prmt.b32 $0, low, 0x43434343, 0x4140;
-                prmt.b32 $1, low, 0x43434343, 0x4342;
-                prmt.b32 $2, high, 0x43434343, 0x4140;
-                prmt.b32 $3, high, 0x43434343, 0x4342;
-                mov.b32 $4, 0x3F803F80;
-                mov.b32 $5, 0x3F803F80;
-                }
-                """,
-                "=r,=r,=r,=r,=r,=r,r", [tile], dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
-            )  # fmt: skip
-        else:
-            low, high, ones = tl.inline_asm_elementwise(
-                """
-                {
-                .reg .b32 low, high;
-                and.b32 low, $6, 0x0F0F0F0F;
-                shr.b32 high, $6, 4;
-                and.b32 high, high, 0x0F0F0F0F;
-                prmt.b32 $0, low, 0x64646464, 0x4140;
-                prmt.b32 $1, low, 0x64646464, 0x4342;
-                prmt.b32 $2, high, 0x64646464, 0x4140;
-                prmt.b32 $3, high, 0x64646464, 0x4342;
-                mov.b32 $4, 0x3C003C00;
-                mov.b32 $5, 0x3C003C00;
-                }
-                """,
-                "=r,=r,=r,=r,=r,=r,r", [tile], dtype=(tl.float16, tl.float16, tl.float16), is_pure=True, pack=4,
-            )  # fmt: skip
-    else:
-        low = ((tile & 15).to(tl.float32) + BASE).to(dtype)
-        high = ((tile >> 4).to(tl.float32) + BASE).to(dtype)
-        ones = tl.full(tile.shape, 1.0, dtype)
-    return low, high, ones
-
-
-@triton.jit
-def scaled_nibbles(
-    tile: tl.tensor,
-    scale: tl.tensor,
-    offset: tl.tensor,
-    scale_high: tl.tensor,
-    offset_high: tl.tensor,
-    dtype: tl.constexpr,
-    ASM: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Low and high halves of bytes [P, K] times scale plus offset [P] of their own, in `dtype`."""
-    if ASM:
-        scale, offset = scale.to(dtype)[:, None], offset.to(dtype)[:, None]
-        scale_high, offset_high = scale_high.to(dtype)[:, None], offset_high.to(dtype)[:, None]
-        if dtype == tl.bfloat16:
-            low, high = tl.inline_asm_elementwise(
-                """
-                {
-                .reg .b32 low, high, base, code;
-                mov.b32 base, 0x43004300;
-                and.b32 low, $4, 0x0F0F0F0F;
-                shr.b32 high, $4, 4;
-                and.b32 high, high, 0x0F0F0F0F;
-                prmt.b32 code, low, 0x43434343, 0x4140;
-                sub.rn.bf16x2 code, code, base;
-                fma.rn.bf16x2 $0, code, $5, $7;
-                prmt.b32 code, low, 0x43434343, 0x4342;
-                sub.rn.bf16x2 code, code, base;
-                fma.rn.bf16x2 $1, code, $6, $8;
-                prmt.b32 code, high, 0x43434343, 0x4140;
-                sub.rn.bf16x2 code, code, base;
-                fma.rn.bf16x2 $2, code, $9, $11;
-                prmt.b32 code, high, 0x43434343, 0x4342;
-                sub.rn.bf16x2 code, code, base;
-                fma.rn.bf16x2 $3, code, $10, $12;
-                }
-                """,
-                "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r", [tile, scale, offset, scale_high, offset_high],
-                dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
-            )  # fmt: skip
-        else:
-            low, high = tl.inline_asm_elementwise(
-                """
-                {
-                .reg .b32 low, high, base, code;
-                mov.b32 base, 0x64006400;
-                and.b32 low, $4, 0x0F0F0F0F;
-                shr.b32 high, $4, 4;
-                and.b32 high, high, 0x0F0F0F0F;
-                prmt.b32 code, low, 0x64646464, 0x4140;
-                sub.rn.f16x2 code, code, base;
-                fma.rn.f16x2 $0, code, $5, $7;
-                prmt.b32 code, low, 0x64646464, 0x4342;
-                sub.rn.f16x2 code, code, base;
-                fma.rn.f16x2 $1, code, $6, $8;
-                prmt.b32 code, high, 0x64646464, 0x4140;
-                sub.rn.f16x2 code, code, base;
-                fma.rn.f16x2 $2, code, $9, $11;
-                prmt.b32 code, high, 0x64646464, 0x4342;
-                sub.rn.f16x2 code, code, base;
-                fma.rn.f16x2 $3, code, $10, $12;
-                }
-                """,
-                "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r", [tile, scale, offset, scale_high, offset_high],
-                dtype=(tl.float16, tl.float16), is_pure=True, pack=4,
-            )  # fmt: skip
-    else:
-        low = ((tile & 15).to(tl.float32) * scale[:, None] + offset[:, None]).to(dtype)
-        high = ((tile >> 4).to(tl.float32) * scale_high[:, None] + offset_high[:, None]).to(dtype)
-    return low, high
-
-
-@triton.jit
-def eight_bits(tile: tl.tensor, dtype: tl.constexpr, ASM: tl.constexpr) -> tl.tensor:
-    """Codes of 8 bits as they are, in `dtype`.
-
-    From e4m3 to bfloat16 there is one instruction a code, at an eighth of the usual rate. So the bits of a code are put
-    where a bfloat16 has its own (subnormal ones too), and 2 ** 120 makes up for the unlike biases of their exponents.
-    """
-    if ASM and dtype == tl.bfloat16 and tile.dtype == tl.float8e4nv:
-        out = tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b32 wide, rest, bias, zero;
-            mov.b32 bias, 0x7B807B80;
-            mov.b32 zero, 0x80008000;
-            prmt.b32 wide, $2, 0, 0x1404;
-            shr.b32 rest, wide, 4;
-            and.b32 wide, wide, 0x80008000;
-            and.b32 rest, rest, 0x07F007F0;
-            or.b32 wide, wide, rest;
-            fma.rn.bf16x2 $0, wide, bias, zero;
-            prmt.b32 wide, $2, 0, 0x3424;
-            shr.b32 rest, wide, 4;
-            and.b32 wide, wide, 0x80008000;
-            and.b32 rest, rest, 0x07F007F0;
-            or.b32 wide, wide, rest;
-            fma.rn.bf16x2 $1, wide, bias, zero;
-            }
-            """,
-            "=&r,=&r,r", [tile.to(tl.uint8, bitcast=True)], dtype=tl.bfloat16, is_pure=True, pack=4,
-        )  # fmt: skip
-    else:
-        out = tile.to(dtype)
-    return out
-
-
-@triton.jit
-def last_to_arrive(counter: tl.tensor, SPLITS: tl.constexpr) -> tl.tensor:
-    """Whether this program is the last of SPLITS to come here. It may then load (`.cg`) what the others stored before,
-    and its counter is zero again, for the next launch."""
-    tl.debug_barrier()  # every thread's stores before the one thread that tells of them
-    last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1
-    tl.debug_barrier()
-    tl.store(counter, 0, mask=last)
-    return last
+"""Above, where codes are multiplied, a launch of its own adds up the inputs; below, the tensor cores do it beside the
+product."""
 
 
 @triton.jit
@@ -315,9 +96,10 @@ def _int_product_kernel(
     if BITS == 4:
         LAST_GROUP: tl.constexpr = DEPTH // GROUP - 1
         words_at = table + read_row
-        first_at = words_at + tl.minimum(first * BLOCK_K // GROUP, LAST_GROUP) * 2 * ROWS
-        words = tl.load(first_at)  # one step ahead of its use
-        words_odd = tl.load(first_at + ROWS)
+        if not STAGED:
+            first_at = words_at + tl.minimum(first * BLOCK_K // GROUP, LAST_GROUP) * 2 * ROWS
+            words = tl.load(first_at)  # one step ahead of its use
+            words_odd = tl.load(first_at + ROWS)
     wait_for_the_one_before(OVERLAP)
     if SUMMED:
         first_step = tl.minimum(first, STEPS - 1)
@@ -339,16 +121,19 @@ def _int_product_kernel(
             else:
                 acc += scale[:, None] * tl.dot(wide, inputs, zero, input_precision=PRECISION)
         else:
+            if STAGED:
+                words = tl.load(words_at + start // GROUP * 2 * ROWS)
+                words_odd = tl.load(words_at + start // GROUP * 2 * ROWS + ROWS)
             scale, offset = halves(words)
             scale_odd, offset_odd = halves(words_odd)
-            next_at = words_at + tl.minimum((start + BLOCK_K) // GROUP, LAST_GROUP) * 2 * ROWS
-            words = tl.load(next_at)
-            words_odd = tl.load(next_at + ROWS)
             if STAGED:
                 low, high = scaled_nibbles(tile, scale, offset, scale_odd, offset_odd, inputs.dtype, ASM)
                 acc = tl.dot(tl.trans(inputs), tl.trans(low), acc, input_precision=PRECISION)
                 acc_odd = tl.dot(tl.trans(inputs), tl.trans(high), acc_odd, input_precision=PRECISION)
             else:
+                next_at = words_at + tl.minimum((start + BLOCK_K) // GROUP, LAST_GROUP) * 2 * ROWS
+                words = tl.load(next_at)
+                words_odd = tl.load(next_at + ROWS)
                 low, high, ones = nibbles(tile, inputs.dtype, BASE, ASM)
                 acc += scale[:, None] * tl.dot(low, inputs, zero, input_precision=PRECISION)
                 acc_odd += scale_odd[:, None] * tl.dot(high, inputs, zero, input_precision=PRECISION)
@@ -369,7 +154,7 @@ def _int_product_kernel(
     acc_odd *= factor
     inside = (row < ROWS)[:, None] & real[None, :]
     FEATURES: tl.constexpr = 1 if BITS == 8 else 2
-    at = token.to(tl.int64)[None, :] * (ROWS * FEATURES) + row[:, None] * FEATURES
+    at = token[None, :] * (ROWS * FEATURES) + row[:, None] * FEATURES
     if SPLITS > 1:
         size = num_tokens.to(tl.int64) * ROWS * FEATURES
         mine = partial + tl.program_id(2) * size
@@ -414,6 +199,7 @@ def int_product(
     tokens, (rows, depth) = x.shape[0], tiles.codes.shape
     assert x.shape[1] == depth
     assert x.stride(1) == 1
+    assert tokens * tiles.width < 1 << 31  # offsets of 32 bits, which leave more registers
     out = torch.empty((tokens, tiles.width), dtype=x.dtype, device=x.device)
     if tokens == 0:
         return out
@@ -449,8 +235,3 @@ def _step_sums(x: torch.Tensor, block_k: int) -> torch.Tensor:
         **overlap(x.device),
     )  # fmt: skip
     return sums
-
-
-def arrival_counters(device: torch.device) -> torch.Tensor:
-    """What the programs of one output tile meet at; enough for any product that splits its inputs."""
-    return torch.zeros(1 << 16, dtype=torch.int32, device=device)

@@ -11,13 +11,15 @@ import torch
 
 from services.worker.kernels.expert_tiles import ExpertTiles
 from services.worker.kernels.fp8_rows import FP8
-from services.worker.kernels.int_product import step_inputs
+from services.worker.kernels.int_config import step_inputs
 
-Operands = Literal["codes", "weights", "rounded"]
+Operands = Literal["codes", "staged", "rounded"]
 """What the matrix unit multiplies.
 
-codes: codes as small numbers; a group's scale multiplies what comes out, which costs least for each code.
-weights: scaled codes in the dtype of activations, which costs least for each token; 4 bits only.
+codes: codes as small numbers, from registers and as the left operand, so that few pairs waste little of a tile; a
+group's scale multiplies what comes out, which costs least for each code.
+staged: through shared memory and as the right operand, which costs least for each pair; codes of 4 bits are scaled
+before, those of 8 after.
 rounded: codes as they are, and activations in 8 bits, each row with a scale of its own; 8-bit floats with one scale an
 output only.
 """
@@ -50,16 +52,16 @@ _FOUR_BITS: dict[int, _Pair] = {
     8: (PackedConfig(8, 32, 128, 2, 4, "codes"), PackedConfig(8, 32, 128, 2, 4, "codes")),
     16: (PackedConfig(16, 32, 128, 2, 4, "codes"), PackedConfig(16, 32, 128, 2, 4, "codes")),
     32: (PackedConfig(32, 64, 128, 4, 3, "codes"), PackedConfig(32, 64, 128, 4, 3, "codes")),
-    64: (PackedConfig(64, 64, 64, 4, 4, "weights"), PackedConfig(64, 64, 64, 4, 4, "weights")),
-    128: (PackedConfig(128, 64, 64, 8, 3, "weights"), PackedConfig(128, 64, 64, 8, 3, "weights")),
+    64: (PackedConfig(64, 64, 64, 4, 4, "staged"), PackedConfig(64, 64, 64, 4, 4, "staged")),
+    128: (PackedConfig(128, 64, 64, 8, 4, "staged"), PackedConfig(128, 64, 64, 8, 4, "staged")),
 }
 """By pairs of a tile, as are the others."""
 _EIGHT_BITS: dict[int, _Pair] = {
     8: (PackedConfig(8, 32, 128, 2, 4, "codes"), PackedConfig(8, 32, 128, 2, 4, "codes")),
     16: (PackedConfig(16, 32, 128, 2, 4, "codes"), PackedConfig(16, 32, 128, 2, 4, "codes")),
     32: (PackedConfig(32, 64, 128, 4, 3, "codes"), PackedConfig(32, 64, 128, 4, 3, "codes")),
-    64: (PackedConfig(64, 64, 64, 4, 4, "codes"), PackedConfig(64, 64, 64, 4, 4, "codes")),
-    128: (PackedConfig(128, 64, 64, 8, 3, "codes"), PackedConfig(128, 64, 64, 8, 3, "codes")),
+    64: (PackedConfig(64, 64, 64, 4, 4, "staged"), PackedConfig(64, 64, 64, 4, 4, "staged")),
+    128: (PackedConfig(128, 64, 64, 8, 3, "staged"), PackedConfig(128, 64, 64, 8, 3, "staged")),
 }
 _ROUNDED: dict[int, _Pair] = {
     64: (PackedConfig(64, 64, 128, 4, 4, "rounded"), PackedConfig(64, 64, 128, 4, 4, "rounded")),

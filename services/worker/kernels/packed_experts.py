@@ -1,9 +1,8 @@
 """Mixture of experts with weights of 4 or 8 bits: two grouped products and a weighted sum, weights stay packed.
 
-Like `int_product.py`, with the pairs of `expert_routing` for tokens: codes are the left operand, so that an expert with
-few tokens wastes little of a tile. What is done to them before the matrix unit is the tile's choice
-(`packed_config.py`). Where few programs would read a weight its inputs are split, and the weighted sum adds up the
-splits too. Called by `models/triton_experts.py`.
+Like `int_product.py`, with the pairs of `expert_routing` for tokens. What codes become before the matrix unit, and on
+which side of it they are, is the tile's choice (`packed_config.py`). Where few programs would read a weight its inputs
+are split, and the weighted sum adds up the splits too. Called by `models/triton_experts.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +16,28 @@ from services.worker.kernels.expert_mlp import BLOCK_GROUP, weighted_sum
 from services.worker.kernels.expert_routing import ExpertBlocks, assign_blocks
 from services.worker.kernels.expert_tiles import ExpertTiles
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import eight_bits, nibbles
+from services.worker.kernels.int_codes import eight_bits, nibbles, scaled_nibbles
 from services.worker.kernels.int_tiles import halves
 from services.worker.kernels.packed_config import PackedConfig, packed_configs, splits_of, step_inputs_of
+
+
+@triton.jit
+def _scaled_product(
+    tile: tl.tensor,
+    inputs: tl.tensor,
+    scale: tl.tensor,
+    zero: tl.tensor,
+    OPERANDS: tl.constexpr,
+    ASM: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """Of 8-bit codes [P, K] with scales [P] and inputs [K, M]: [P, M], staged [M, P]."""
+    wide = eight_bits(tile, inputs.dtype, ASM)
+    if OPERANDS == "staged":
+        out = scale[None, :] * tl.dot(tl.trans(inputs), tl.trans(wide), zero, input_precision=PRECISION)
+    else:
+        out = scale[:, None] * tl.dot(wide, inputs, zero, input_precision=PRECISION)
+    return out
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
@@ -84,11 +102,12 @@ def _packed_product_kernel(
     table_at = table + expert * GROUPS * FEATURES + read_row
     x_row = pair // PAIRS_PER_ROW
     x_rows = x + x_row[None, :] * x_stride
-    acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
-    acc_second = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
-    # Codes reach the matrix unit in registers. With sums of its own several products of such operands would be going on
-    # at a time, and rows were seen to come out wrong (Triton 3.6); scaled outside of it, each is waited for.
-    zero = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+    if OPERANDS == "staged":
+        zero = tl.zeros([BLOCK_M, BLOCK_P], tl.float32)
+    else:
+        zero = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
+    acc = zero
+    acc_second = zero
     if BITS == 4:
         factor = tl.load(factors + expert)
         words_at = table_at + tl.minimum(first * BLOCK_K // GROUP, GROUPS - 1) * FEATURES
@@ -113,29 +132,24 @@ def _packed_product_kernel(
             words_at = table_at + tl.minimum((start + BLOCK_K) // GROUP, GROUPS - 1) * FEATURES
             words = tl.load(words_at)
             words_second = tl.load(words_at + ROWS)
-            low, high, ones = nibbles(tile, inputs.dtype, BASE, ASM)
-            offset -= BASE * scale
-            offset_second -= BASE * scale_second
-            if OPERANDS == "weights":
-                low = (low.to(tl.float32) * scale[:, None] + offset[:, None]).to(inputs.dtype)
-                high = (high.to(tl.float32) * scale_second[:, None] + offset_second[:, None]).to(inputs.dtype)
-                acc += factor * tl.dot(low, inputs, zero, input_precision=PRECISION)
-                acc_second += factor * tl.dot(high, inputs, zero, input_precision=PRECISION)
+            if OPERANDS == "staged":
+                low, high = scaled_nibbles(tile, scale, offset, scale_second, offset_second, inputs.dtype, ASM)
+                acc = tl.dot(tl.trans(inputs), tl.trans(low), acc, input_precision=PRECISION)
+                acc_second = tl.dot(tl.trans(inputs), tl.trans(high), acc_second, input_precision=PRECISION)
             else:
+                low, high, ones = nibbles(tile, inputs.dtype, BASE, ASM)
                 acc += scale[:, None] * tl.dot(low, inputs, zero, input_precision=PRECISION)
                 acc_second += scale_second[:, None] * tl.dot(high, inputs, zero, input_precision=PRECISION)
                 # The tensor cores add up the inputs too: with rows of ones the sums come out where the others do.
                 sums = tl.dot(ones, inputs, zero, input_precision=PRECISION)
-                acc += offset[:, None] * sums
-                acc_second += offset_second[:, None] * sums
+                acc += (offset - BASE * scale)[:, None] * sums
+                acc_second += (offset_second - BASE * scale_second)[:, None] * sums
         else:
             if OPERANDS == "rounded":
                 acc = tl.dot(tile, inputs, acc)
             else:
                 scale = tl.load(table_at + start // GROUP * FEATURES)
-                acc += scale[:, None] * tl.dot(
-                    eight_bits(tile, inputs.dtype, ASM), inputs, zero, input_precision=PRECISION
-                )
+                acc += _scaled_product(tile, inputs, scale, zero, OPERANDS, ASM, PRECISION)
             if GATED:
                 if DEPTH % BLOCK_K == 0:
                     tile = tl.load(codes_at + ROWS * DEPTH + start)
@@ -145,9 +159,11 @@ def _packed_product_kernel(
                     acc_second = tl.dot(tile, inputs, acc_second)
                 else:
                     scale = tl.load(table_at + start // GROUP * FEATURES + ROWS)
-                    product = tl.dot(eight_bits(tile, inputs.dtype, ASM), inputs, zero, input_precision=PRECISION)
-                    acc_second += scale[:, None] * product
-    if BITS == 4 and OPERANDS == "codes":
+                    acc_second += _scaled_product(tile, inputs, scale, zero, OPERANDS, ASM, PRECISION)
+    if OPERANDS == "staged":
+        acc = tl.trans(acc)
+        acc_second = tl.trans(acc_second)
+    if BITS == 4:
         acc *= factor
         acc_second *= factor
     if OPERANDS == "rounded":

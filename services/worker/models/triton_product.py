@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from services.worker.kernels.arrivals import arrival_counters
 from services.worker.kernels.fp8_product import MOST_TOKENS as MOST_FP8_TOKENS
 from services.worker.kernels.fp8_product import fp8_product
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import MOST_TOKENS, arrival_counters, int_product
+from services.worker.kernels.int_config import MOST_TOKENS
+from services.worker.kernels.int_product import int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from services.worker.models.group_offsets import add_offsets
 from services.worker.quantization.weights import Fp8Weight, IntWeight

@@ -10,9 +10,9 @@ import torch
 import triton
 
 from services.worker.kernels import overlap
+from services.worker.kernels.arrivals import arrival_counters
 from services.worker.kernels.fp8_product import MOST_TOKENS, Fp8Config, fp8_config, fp8_product
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_product import arrival_counters
 from tests.unit.worker.kernels.closeness import POISON, TOLERANCE, assert_close
 
 SMALL = Fp8Config(block_m=16, block_p=16, block_k=32, num_warps=4, num_stages=2, splits=1)

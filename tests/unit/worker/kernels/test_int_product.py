@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from services.worker.kernels import fp8_rows as fp8_rows_module
+from services.worker.kernels.arrivals import arrival_counters
 from services.worker.kernels.fp8_rows import FP8, fp8_rows
-from services.worker.kernels.int_product import MOST_TOKENS, IntConfig, arrival_counters, int_config, int_product
+from services.worker.kernels.int_config import MOST_TOKENS, IntConfig, int_config
+from services.worker.kernels.int_product import int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from tests.unit.worker.kernels.closeness import MATMUL_DTYPES, assert_close
 
