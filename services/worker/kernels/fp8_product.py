@@ -20,16 +20,10 @@ from services.worker.kernels.device import sm_count
 from services.worker.kernels.fp8_rows import FP8
 from services.worker.kernels.overlap import let_the_next_begin, overlap, prefetch, wait_for_the_one_before
 
-MOST_TOKENS = 256
-"""Above, the tensor cores are what is waited for."""
-_TILES = [(32, 4, 4), (64, 4, 4), (128, 8, 3)]
-"""Tokens of a tile, warps and stages, for up to so many tokens and, the last one, for more. With the blocks below at
-most 96 KiB of shared memory, so that two programs fit a multiprocessor of a Hopper card."""
-_BLOCK_P, _BLOCK_K = 128, 128
-"""Each program reads its tokens' inputs through the L2 cache again: with fewer outputs than that it, too, would have to
-deliver twice what the memory does."""
-_PROGRAMS_PER_SM, _LEAST_STEPS = 2, 8
-_SM_REGISTERS, _HALF_SHARED_BYTES = 1 << 16, 112 << 10
+MOST_TOKENS = 128
+"""Above, the tensor cores are what is waited for, and torch's product is as fast."""
+_FEW_TOKENS, _WIDE = 32, 16384
+_PROGRAMS_PER_SM, _LEAST_STEPS = 2, 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +39,24 @@ class Fp8Config:
     num_stages: int
     splits: int
 
-    @property
-    def most_registers(self) -> int | None:
-        """Of a thread, where shared memory has room for a second program and registers must not take it away."""
-        shared_bytes = (self.block_m + self.block_p) * self.block_k * self.num_stages
-        limit = _SM_REGISTERS // (2 * 32 * self.num_warps)
-        return limit if shared_bytes <= _HALF_SHARED_BYTES and limit < 255 else None
-
 
 def fp8_config(tokens: int, width: int, depth: int, sms: int) -> Fp8Config:
-    """The choice for a Hopper card: one wave of programs, or as much of one as inputs are long enough for."""
-    block_m, num_warps, num_stages = next((tile for tile in _TILES if tokens <= tile[0]), _TILES[-1])
-    programs = triton.cdiv(tokens, block_m) * triton.cdiv(width, _BLOCK_P)
-    steps, splits = triton.cdiv(depth, _BLOCK_K), 1
+    """The choice for a Hopper card. Adding up parts costs as much as a few dozen steps: only long inputs are split.
+
+    Measured with the products of an 8B layer (`benchmarks.quantization --sections products --search`).
+    """
+    if tokens <= _FEW_TOKENS:
+        block_m, block_k, num_stages = 32, 256, 4
+    elif tokens > 64 and width >= _WIDE:
+        block_m, block_k, num_stages = 128, 128, 4
+    else:
+        block_m, block_k, num_stages = 64, 128, 5
+    block_p = 64
+    programs = triton.cdiv(tokens, block_m) * triton.cdiv(width, block_p)
+    steps, splits = triton.cdiv(depth, block_k), 1
     while 2 * splits * programs <= sms * _PROGRAMS_PER_SM and steps >= 2 * _LEAST_STEPS * splits:
         splits *= 2
-    return Fp8Config(block_m, _BLOCK_P, _BLOCK_K, num_warps, num_stages, splits)
+    return Fp8Config(block_m, block_p, block_k, 4, num_stages, splits)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -170,6 +166,6 @@ def fp8_product(
         x, x_scales, codes, scales, out if bias is None else bias, out, partial, arrivals, tokens,
         WIDTH=width, DEPTH=depth, HAS_BIAS=bias is not None, SPLITS=config.splits,
         BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=config.most_registers, **overlap(x.device),
+        num_warps=config.num_warps, num_stages=config.num_stages, **overlap(x.device),
     )  # fmt: skip
     return out

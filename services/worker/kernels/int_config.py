@@ -58,12 +58,13 @@ def _staged(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
     """One wave of programs, or as much of one as inputs are long enough for: while some put weights into shared memory,
     others on the same multiprocessor multiply."""
     rows, depth = tiles.codes.shape
-    if tokens <= 64 and tiles.bits == 4:
+    low = tiles.bits == 4 and rows <= _LOW_ROWS
+    if low and tokens <= 128:
         block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 64, 64, 128, 4, 3, 2
+    elif low:
+        block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 128, 32, 64, 4, 4, 2
     elif tokens <= 64:
         block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 64, 64, 64, 4, 4, 4
-    elif tiles.bits == 4 and rows <= _LOW_ROWS:
-        block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 128, 32, 64, 4, 4, 2
     else:
         block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 128, 64, 64, 4, 3, 2
     block_k = min(most_k, step_inputs(tiles.group, depth))

@@ -156,19 +156,22 @@ def _int_product_kernel(
     FEATURES: tl.constexpr = 1 if BITS == 8 else 2
     at = token[None, :] * (ROWS * FEATURES) + row[:, None] * FEATURES
     if SPLITS > 1:
-        size = num_tokens.to(tl.int64) * ROWS * FEATURES
-        mine = partial + tl.program_id(2) * size
-        tl.store(mine + at, acc, mask=inside)
+        # Parts [S, FEATURES, T, ROWS]: what a program writes are whole lines of memory.
+        half = num_tokens.to(tl.int64) * ROWS
+        part_at = token[None, :] * ROWS + row[:, None]
+        mine = partial + tl.program_id(2) * FEATURES * half
+        tl.store(mine + part_at, acc, mask=inside)
         if BITS == 4:
-            tl.store(mine + at + 1, acc_odd, mask=inside)
+            tl.store(mine + half + part_at, acc_odd, mask=inside)
         if not last_to_arrive(arrivals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), SPLITS):
             return
         acc = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
         acc_odd = tl.zeros([BLOCK_P, BLOCK_M], tl.float32)
         for split in range(SPLITS):
-            acc += tl.load(partial + split * size + at, mask=inside, other=0.0, cache_modifier=".cg")
+            part = partial + split * FEATURES * half + part_at
+            acc += tl.load(part, mask=inside, other=0.0, cache_modifier=".cg")
             if BITS == 4:
-                acc_odd += tl.load(partial + split * size + at + 1, mask=inside, other=0.0, cache_modifier=".cg")
+                acc_odd += tl.load(part + half, mask=inside, other=0.0, cache_modifier=".cg")
     if HAS_BIAS:
         acc += tl.load(bias + read_row * FEATURES).to(tl.float32)[:, None]
         if BITS == 4:

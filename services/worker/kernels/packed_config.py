@@ -40,7 +40,7 @@ class PackedConfig:
     operands: Operands
 
 
-_BLOCKS = [(4, 8), (20, 16), (48, 32), (96, 64)]
+_BLOCKS = [(4, 8), (20, 16), (96, 64)]
 """Most pairs that an expert gets in the mean, then pairs of a tile; above, `_MOST_PAIRS`. All of this was measured with
 the experts of Mixtral-8x7B and Qwen3-30B-A3B (`benchmarks.quantization --sections experts --search`)."""
 _ROUNDED_BLOCKS = [(4, 8), (12, 16), (96, 64)]
@@ -51,15 +51,13 @@ _Pair = tuple[PackedConfig, PackedConfig]
 _FOUR_BITS: dict[int, _Pair] = {
     8: (PackedConfig(8, 32, 128, 2, 4, "codes"), PackedConfig(8, 32, 128, 2, 4, "codes")),
     16: (PackedConfig(16, 32, 128, 2, 4, "codes"), PackedConfig(16, 32, 128, 2, 4, "codes")),
-    32: (PackedConfig(32, 64, 128, 4, 3, "codes"), PackedConfig(32, 64, 128, 4, 3, "codes")),
     64: (PackedConfig(64, 64, 64, 4, 4, "staged"), PackedConfig(64, 64, 64, 4, 4, "staged")),
-    128: (PackedConfig(128, 64, 64, 8, 4, "staged"), PackedConfig(128, 64, 64, 8, 4, "staged")),
+    128: (PackedConfig(128, 64, 64, 4, 3, "staged"), PackedConfig(128, 64, 64, 4, 3, "staged")),
 }
 """By pairs of a tile, as are the others."""
 _EIGHT_BITS: dict[int, _Pair] = {
     8: (PackedConfig(8, 32, 128, 2, 4, "codes"), PackedConfig(8, 32, 128, 2, 4, "codes")),
     16: (PackedConfig(16, 32, 128, 2, 4, "codes"), PackedConfig(16, 32, 128, 2, 4, "codes")),
-    32: (PackedConfig(32, 64, 128, 4, 3, "codes"), PackedConfig(32, 64, 128, 4, 3, "codes")),
     64: (PackedConfig(64, 64, 64, 4, 4, "staged"), PackedConfig(64, 64, 64, 4, 4, "staged")),
     128: (PackedConfig(128, 64, 64, 8, 3, "staged"), PackedConfig(128, 64, 64, 8, 3, "staged")),
 }
