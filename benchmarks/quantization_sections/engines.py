@@ -1,5 +1,5 @@
-"""Decode and prefill steps of one engine with Llama-3.1-8B's shape and random weights: bf16, FP8 and INT4, with a cache of
-16 bits or of 8-bit floats."""
+"""Decode and prefill steps of one engine with Llama-3.1-8B's shape and random weights: bf16, FP8 and INT4, and keys and
+values of 16 or 8 bits."""
 
 from __future__ import annotations
 

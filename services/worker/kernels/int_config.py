@@ -64,7 +64,7 @@ def _staged(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
     elif low:
         block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 128, 32, 64, 4, 4, 2
     elif tokens <= 64:
-        block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 64, 64, 64, 4, 4, 4
+        block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 64, 64, 64, 4, 4, 3 if tiles.bits == 4 else 4
     else:
         block_m, block_p, most_k, num_warps, num_stages, programs_per_sm = 128, 64, 64, 4, 3, 2
     block_k = min(most_k, step_inputs(tiles.group, depth))

@@ -16,7 +16,8 @@ import triton.language as tl
 
 from services.worker.kernels.arrivals import last_to_arrive
 from services.worker.kernels.device import INTERPRETED, sm_count
-from services.worker.kernels.int_codes import eight_bits, nibbles, scaled_nibbles
+from services.worker.kernels.eight_bits import widened
+from services.worker.kernels.int_codes import nibbles, scaled_nibbles
 from services.worker.kernels.int_config import IntConfig, int_config
 from services.worker.kernels.int_tiles import IntTiles, halves
 from services.worker.kernels.overlap import let_the_next_begin, overlap, prefetch, wait_for_the_one_before
@@ -115,7 +116,7 @@ def _int_product_kernel(
             tile = tl.load(codes_at + start, mask=left[None, :], other=0.0)
         if BITS == 8:
             scale = tl.load(table + (start // GROUP) * ROWS + read_row).to(tl.float32)
-            wide = eight_bits(tile, inputs.dtype, ASM)
+            wide = widened(tile, inputs.dtype)
             if STAGED:
                 acc += scale[None, :] * tl.dot(tl.trans(inputs), tl.trans(wide), zero, input_precision=PRECISION)
             else:

@@ -12,11 +12,12 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.device import INTERPRETED, sm_count
+from services.worker.kernels.eight_bits import widened
 from services.worker.kernels.expert_mlp import BLOCK_GROUP, weighted_sum
 from services.worker.kernels.expert_routing import ExpertBlocks, assign_blocks
 from services.worker.kernels.expert_tiles import ExpertTiles
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_codes import eight_bits, nibbles, scaled_nibbles
+from services.worker.kernels.int_codes import nibbles, scaled_nibbles
 from services.worker.kernels.int_tiles import halves
 from services.worker.kernels.packed_config import PackedConfig, packed_configs, splits_of, step_inputs_of
 
@@ -28,11 +29,10 @@ def _scaled_product(
     scale: tl.tensor,
     zero: tl.tensor,
     OPERANDS: tl.constexpr,
-    ASM: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
     """Of 8-bit codes [P, K] with scales [P] and inputs [K, M]: [P, M], staged [M, P]."""
-    wide = eight_bits(tile, inputs.dtype, ASM)
+    wide = widened(tile, inputs.dtype)
     if OPERANDS == "staged":
         out = scale[None, :] * tl.dot(tl.trans(inputs), tl.trans(wide), zero, input_precision=PRECISION)
     else:
@@ -149,7 +149,7 @@ def _packed_product_kernel(
                 acc = tl.dot(tile, inputs, acc)
             else:
                 scale = tl.load(table_at + start // GROUP * FEATURES)
-                acc += _scaled_product(tile, inputs, scale, zero, OPERANDS, ASM, PRECISION)
+                acc += _scaled_product(tile, inputs, scale, zero, OPERANDS, PRECISION)
             if GATED:
                 if DEPTH % BLOCK_K == 0:
                     tile = tl.load(codes_at + ROWS * DEPTH + start)
@@ -159,7 +159,7 @@ def _packed_product_kernel(
                     acc_second = tl.dot(tile, inputs, acc_second)
                 else:
                     scale = tl.load(table_at + start // GROUP * FEATURES + ROWS)
-                    acc_second += _scaled_product(tile, inputs, scale, zero, OPERANDS, ASM, PRECISION)
+                    acc_second += _scaled_product(tile, inputs, scale, zero, OPERANDS, PRECISION)
     if OPERANDS == "staged":
         acc = tl.trans(acc)
         acc_second = tl.trans(acc_second)

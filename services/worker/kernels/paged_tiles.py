@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from services.worker.kernels.eight_bits import widened
+
 MASKED = tl.constexpr(-1.0e30)
 """Finite, so that a fully masked line cannot make NaN: its weight underflows to 0 in the next rescale or merge."""
 LOG2_E = 1.4426950408889634
@@ -72,7 +74,7 @@ def attend_blocks(
             stored = tl.minimum(token, seq_len - 1)  # never a foreign or unwritten slot: 0 * NaN is NaN
         slot = slots_of(table, stored, PAGE_SIZE)
         k_tile = load_heads(k_base + slot[None, :] * pool_stride, dim_inside[:, None], BLOCK_D == HEAD_DIM)
-        scores = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION)
+        scores = tl.dot(q_tile, widened(k_tile, q_tile.dtype), input_precision=PRECISION)
         if MASK:
             seen = token[None, :] <= last_seen[:, None]
             if WINDOW > 0:
@@ -84,6 +86,6 @@ def attend_blocks(
         total = total * fade + tl.sum(weight, axis=1)
         acc = acc * fade[:, None]
         v_tile = load_heads(v_base + slot[:, None] * pool_stride, dim_inside[None, :], BLOCK_D == HEAD_DIM)
-        acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
+        acc = tl.dot(weight.to(q_tile.dtype), widened(v_tile, q_tile.dtype), acc, input_precision=PRECISION)
         peak = new_peak
     return acc, peak, total

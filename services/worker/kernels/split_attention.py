@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.device import INDEX_POINTERS
+from services.worker.kernels.eight_bits import widened
 from services.worker.kernels.overlap import let_the_next_begin, overlap, wait_for_the_one_before
 from services.worker.kernels.paged_tiles import LOG2_E, MASKED, load_heads, slots_of
 from services.worker.kernels.shared_attention import SharedWorkspace, Sharing
@@ -105,7 +106,7 @@ def _split_attention_kernel(
                 stored = tl.minimum(token, seq_len - 1)  # never a foreign or unwritten slot: 0 * NaN is NaN
                 slot = slots_of(table, stored, PAGE_SIZE)
                 k_tile = load_heads(k_base + slot[None, :] * pool_stride, dim_inside[:, None], BLOCK_D == HEAD_DIM)
-                scores = tl.dot(q_tile, k_tile.to(q_tile.dtype), input_precision=PRECISION) * scale_log2
+                scores = tl.dot(q_tile, widened(k_tile, q_tile.dtype), input_precision=PRECISION) * scale_log2
                 seen = token[None, :] <= last_seen[:, None]
                 if WINDOW > 0:
                     seen = seen & (token[None, :] > last_seen[:, None] - WINDOW)
@@ -117,7 +118,7 @@ def _split_attention_kernel(
                 peak = new_peak
                 v_tile = load_heads(v_base + slot[:, None] * pool_stride, dim_inside[None, :], BLOCK_D == HEAD_DIM)
                 acc = acc * fade[:, None]
-                acc = tl.dot(weight.to(q_tile.dtype), v_tile.to(q_tile.dtype), acc, input_precision=PRECISION)
+                acc = tl.dot(weight.to(q_tile.dtype), widened(v_tile, q_tile.dtype), acc, input_precision=PRECISION)
             acc = acc * (v_scale / total)[:, None]
             whole = (begin == row_begin) & (stop == row_end)
             if STARTS:
