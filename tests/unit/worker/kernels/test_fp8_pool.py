@@ -12,19 +12,20 @@ from services.worker.kernels.reference.attention import paged_attention
 from services.worker.kernels.rotary import rotate_and_store
 from services.worker.kernels.split_attention import split_attention
 from services.worker.kernels.split_plan import SplitConfig, plan_split, split_workspace
-from tests.unit.worker.kernels.closeness import assert_close
+from tests.unit.worker.kernels.closeness import MATMUL_DTYPES, assert_close
 
 FP8 = torch.float8_e4m3fn
 K_SCALE, V_SCALE = 0.5, 2.0
 
 
+@pytest.mark.parametrize("dtype", MATMUL_DTYPES)
 @pytest.mark.parametrize("decode", [True, False])
-def test_scaled_fp8_pools_give_attention_close_to_exact(decode: bool, device: torch.device) -> None:
+def test_scaled_fp8_pools_give_attention_close_to_exact(decode: bool, dtype: torch.dtype, device: torch.device) -> None:
     length, queries, num_q_heads, num_kv_heads, head_dim = 37, 1 if decode else 6, 4, 2, 64
     pools = [torch.randn(48, num_kv_heads, head_dim, device=device) for _ in range(2)]
     stored = [(pool / scale).to(FP8) for pool, scale in zip(pools, (K_SCALE, V_SCALE), strict=True)]
     exact = [pool.double() * scale for pool, scale in zip(stored, (K_SCALE, V_SCALE), strict=True)]
-    q = torch.randn(queries, num_q_heads, head_dim, device=device).to(torch.float16)
+    q = torch.randn(queries, num_q_heads, head_dim, device=device).to(dtype)
     table = torch.randperm(3, device=device).to(torch.int32)[None]
     rows = torch.zeros(1, dtype=torch.int32, device=device)
     seq_lens = torch.tensor([length], dtype=torch.int32, device=device)
