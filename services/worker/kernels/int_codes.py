@@ -1,13 +1,70 @@
-"""Codes of 4 and 8 bits as operands of the matrix unit.
+"""Codes of 4 bits as operands of the matrix unit.
 
-Bits are moved to where 16-bit floats have theirs, several codes an instruction. Called by the kernels of products with
-packed weights.
+Bits are moved to where 16-bit floats have theirs: to a power of two whose last bit is worth one, several codes an
+instruction. Called by the kernels of products with packed weights.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+_NIBBLES = """
+{
+.reg .b32 low, high;
+and.b32 low, $6, 0x0F0F0F0F;
+shr.b32 high, $6, 4;
+and.b32 high, high, 0x0F0F0F0F;
+prmt.b32 $0, low, BASE, 0x4140;
+prmt.b32 $1, low, BASE, 0x4342;
+prmt.b32 $2, high, BASE, 0x4140;
+prmt.b32 $3, high, BASE, 0x4342;
+mov.b32 $4, ONES;
+mov.b32 $5, ONES;
+}
+"""
+"""Of four bytes: low halves, high halves and ones, two to a register."""
+_SCALED_NIBBLES = """
+{
+.reg .b32 low, high, base, code;
+mov.b32 base, ZERO;
+and.b32 low, $4, 0x0F0F0F0F;
+shr.b32 high, $4, 4;
+and.b32 high, high, 0x0F0F0F0F;
+prmt.b32 code, low, BASE, 0x4140;
+sub.rn.KIND code, code, base;
+fma.rn.KIND $0, code, $5, $7;
+prmt.b32 code, low, BASE, 0x4342;
+sub.rn.KIND code, code, base;
+fma.rn.KIND $1, code, $6, $8;
+prmt.b32 code, high, BASE, 0x4140;
+sub.rn.KIND code, code, base;
+fma.rn.KIND $2, code, $9, $11;
+prmt.b32 code, high, BASE, 0x4342;
+sub.rn.KIND code, code, base;
+fma.rn.KIND $3, code, $10, $12;
+}
+"""
+"""Of four bytes, and scales and offsets of both halves: low halves and high halves, scaled."""
+
+
+def _for_dtype(text: str, kind: str, base: str, one: str) -> tl.constexpr:
+    """
+    Args:
+        kind: of instructions with two numbers in a register.
+        base: upper byte of the power of two, in hex; its lower byte is zero, and a code is put there.
+        one: 1.0 in hex.
+    """
+    words = {"KIND": kind, "BASE": f"0x{base * 4}", "ZERO": f"0x{base}00{base}00", "ONES": f"0x{one * 2}"}
+    for name, word in words.items():
+        text = text.replace(name, word)
+    return tl.constexpr(text)
+
+
+_NIBBLES_BF16, _SCALED_BF16 = (_for_dtype(text, "bf16x2", "43", "3F80") for text in (_NIBBLES, _SCALED_NIBBLES))
+_NIBBLES_FP16, _SCALED_FP16 = (_for_dtype(text, "f16x2", "64", "3C00") for text in (_NIBBLES, _SCALED_NIBBLES))
+
+_SCALED_REGISTERS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r")
 
 
 @triton.jit
@@ -18,43 +75,14 @@ def nibbles(
 
     The ones come from here because the compiler then lays them out as it does the codes, and reads the inputs once.
     """
-    if ASM:
-        if dtype == tl.bfloat16:
-            low, high, ones = tl.inline_asm_elementwise(
-                """
-                {
-                .reg .b32 low, high;
-                and.b32 low, $6, 0x0F0F0F0F;
-                shr.b32 high, $6, 4;
-                and.b32 high, high, 0x0F0F0F0F;
-                prmt.b32 $0, low, 0x43434343, 0x4140;
-                prmt.b32 $1, low, 0x43434343, 0x4342;
-                prmt.b32 $2, high, 0x43434343, 0x4140;
-                prmt.b32 $3, high, 0x43434343, 0x4342;
-                mov.b32 $4, 0x3F803F80;
-                mov.b32 $5, 0x3F803F80;
-                }
-                """,
-                "=r,=r,=r,=r,=r,=r,r", [tile], dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
-            )  # fmt: skip
-        else:
-            low, high, ones = tl.inline_asm_elementwise(
-                """
-                {
-                .reg .b32 low, high;
-                and.b32 low, $6, 0x0F0F0F0F;
-                shr.b32 high, $6, 4;
-                and.b32 high, high, 0x0F0F0F0F;
-                prmt.b32 $0, low, 0x64646464, 0x4140;
-                prmt.b32 $1, low, 0x64646464, 0x4342;
-                prmt.b32 $2, high, 0x64646464, 0x4140;
-                prmt.b32 $3, high, 0x64646464, 0x4342;
-                mov.b32 $4, 0x3C003C00;
-                mov.b32 $5, 0x3C003C00;
-                }
-                """,
-                "=r,=r,=r,=r,=r,=r,r", [tile], dtype=(tl.float16, tl.float16, tl.float16), is_pure=True, pack=4,
-            )  # fmt: skip
+    if ASM and dtype == tl.bfloat16:
+        low, high, ones = tl.inline_asm_elementwise(
+            _NIBBLES_BF16, "=r,=r,=r,=r,=r,=r,r", [tile], (tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        )
+    elif ASM:
+        low, high, ones = tl.inline_asm_elementwise(
+            _NIBBLES_FP16, "=r,=r,=r,=r,=r,=r,r", [tile], (tl.float16, tl.float16, tl.float16), is_pure=True, pack=4
+        )
     else:
         low = ((tile & 15).to(tl.float32) + BASE).to(dtype)
         high = ((tile >> 4).to(tl.float32) + BASE).to(dtype)
@@ -78,55 +106,13 @@ def scaled_nibbles(
         scale_high, offset_high = scale_high.to(dtype)[:, None], offset_high.to(dtype)[:, None]
         if dtype == tl.bfloat16:
             low, high = tl.inline_asm_elementwise(
-                """
-                {
-                .reg .b32 low, high, base, code;
-                mov.b32 base, 0x43004300;
-                and.b32 low, $4, 0x0F0F0F0F;
-                shr.b32 high, $4, 4;
-                and.b32 high, high, 0x0F0F0F0F;
-                prmt.b32 code, low, 0x43434343, 0x4140;
-                sub.rn.bf16x2 code, code, base;
-                fma.rn.bf16x2 $0, code, $5, $7;
-                prmt.b32 code, low, 0x43434343, 0x4342;
-                sub.rn.bf16x2 code, code, base;
-                fma.rn.bf16x2 $1, code, $6, $8;
-                prmt.b32 code, high, 0x43434343, 0x4140;
-                sub.rn.bf16x2 code, code, base;
-                fma.rn.bf16x2 $2, code, $9, $11;
-                prmt.b32 code, high, 0x43434343, 0x4342;
-                sub.rn.bf16x2 code, code, base;
-                fma.rn.bf16x2 $3, code, $10, $12;
-                }
-                """,
-                "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r", [tile, scale, offset, scale_high, offset_high],
-                dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
+                _SCALED_BF16, _SCALED_REGISTERS, [tile, scale, offset, scale_high, offset_high],
+                (tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
             )  # fmt: skip
         else:
             low, high = tl.inline_asm_elementwise(
-                """
-                {
-                .reg .b32 low, high, base, code;
-                mov.b32 base, 0x64006400;
-                and.b32 low, $4, 0x0F0F0F0F;
-                shr.b32 high, $4, 4;
-                and.b32 high, high, 0x0F0F0F0F;
-                prmt.b32 code, low, 0x64646464, 0x4140;
-                sub.rn.f16x2 code, code, base;
-                fma.rn.f16x2 $0, code, $5, $7;
-                prmt.b32 code, low, 0x64646464, 0x4342;
-                sub.rn.f16x2 code, code, base;
-                fma.rn.f16x2 $1, code, $6, $8;
-                prmt.b32 code, high, 0x64646464, 0x4140;
-                sub.rn.f16x2 code, code, base;
-                fma.rn.f16x2 $2, code, $9, $11;
-                prmt.b32 code, high, 0x64646464, 0x4342;
-                sub.rn.f16x2 code, code, base;
-                fma.rn.f16x2 $3, code, $10, $12;
-                }
-                """,
-                "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r", [tile, scale, offset, scale_high, offset_high],
-                dtype=(tl.float16, tl.float16), is_pure=True, pack=4,
+                _SCALED_FP16, _SCALED_REGISTERS, [tile, scale, offset, scale_high, offset_high],
+                (tl.float16, tl.float16), is_pure=True, pack=4,
             )  # fmt: skip
     else:
         low = ((tile & 15).to(tl.float32) * scale[:, None] + offset[:, None]).to(dtype)
