@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from rhizome.models import DEFAULT_MODEL
@@ -13,7 +15,8 @@ from rhizome.models.resolve import resolve_model
 from shared.messages.step import RowInit
 from tests.plain_model import plain_model
 from tests.unit.worker.driver import Driver, Extend, make_engine
-from tests.unit.worker.quantization.checkpoints import quantized_checkpoint
+from tests.unit.worker.quantization.calibrated import calibrated
+from tests.unit.worker.quantization.checkpoints import quantized_checkpoint, rounded_checkpoint
 
 TEXT = (
     "A river begins as many small streams high in the mountains, where snow melts in spring and rain falls for much of "
@@ -27,9 +30,17 @@ TEXT = (
     "the fields rich stays behind the wall. Engineers now try to build dams that let fish and mud pass."
 )
 
+BOOK_SHARE, UNSEEN = 300_000, 4_000
+"""Characters of Python's own help, from its beginning and from its end."""
 
-def perplexity(path: Path) -> float:
-    ids = Tokenizer.from_file(str(path / "tokenizer.json")).encode(TEXT).ids
+
+def tokens_of(path: Path, text: str) -> list[int]:
+    ids: list[int] = Tokenizer.from_file(str(path / "tokenizer.json")).encode(text).ids
+    return ids
+
+
+def perplexity(path: Path, text: str = TEXT) -> float:
+    ids = tokens_of(path, text)
     driver = Driver(make_engine(path))
     result = driver.run([Extend(0, ids, lp_start=0)], new=[RowInit(0, temperature=0.0, return_logprob=True)])
     assert len(result.prompt_logprobs) == len(ids) - 1
@@ -60,3 +71,18 @@ def test_four_bits_cost_what_their_rounding_costs(plain: tuple[Path, float], tmp
     rounded = perplexity(tmp_path / "quantized")
     assert rounded == pytest.approx(perplexity(tmp_path / "meant"), rel=1e-3)
     assert rounded == pytest.approx(plain[1], rel=0.3)
+
+
+def test_four_bits_that_were_calibrated_cost_little(plain: tuple[Path, float], tmp_path: Path) -> None:
+    """A GPTQ checkpoint with `desc_act`, calibrated with one part of a book and asked about another."""
+    folder = plain[0]
+    book = " ".join(" ".join(topic.split()) for topic in topics.values())
+    ids = tokens_of(folder, book[:BOOK_SHARE])
+    pieces, length = 24, 256
+    apart = len(ids) // pieces
+    sample = torch.tensor([ids[piece * apart : piece * apart + length] for piece in range(pieces)])
+    rounded_checkpoint(folder, calibrated(folder, sample, 32), tmp_path / "quantized", tmp_path / "meant")
+    text = book[-UNSEEN:]
+    found = perplexity(tmp_path / "quantized", text)
+    assert found == pytest.approx(perplexity(tmp_path / "meant", text), rel=1e-3)
+    assert found == pytest.approx(perplexity(folder, text), rel=0.08)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from tests.unit.worker.conftest import SHAPE
-from tests.unit.worker.quantization.writers import CASES
+from tests.unit.worker.quantization.writers import CASES, Rounded, Tensors, gptq_tensors
 
 _WIDE: dict[str, Any] = SHAPE | {
     "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -102,7 +102,6 @@ def mixed_checkpoint(
         The format of each product that has one.
     """
     weights = load_file(plain / "model.safetensors")
-    config = json.loads((plain / "config.json").read_text())
     codes, written = {}, {}
     for name in list(weights):
         product = name.removesuffix(".weight")
@@ -112,10 +111,36 @@ def mixed_checkpoint(
         written[product] = case
         weights[name] = torch.from_numpy(weight).float()
         codes |= {f"{product}.{tensor}": value.contiguous() for tensor, value in tensors.items()}
+    _write_both(plain, weights, codes, quantization, quantized, meant)
+    return written
+
+
+def rounded_checkpoint(plain: Path, products: Mapping[str, Rounded], quantized: Path, meant: Path) -> None:
+    """Write the checkpoint `plain` with these products of 4 bits as GPTQ's, and the plain one that it means."""
+    weights = load_file(plain / "model.safetensors")
+    codes = {}
+    for name, product in products.items():
+        weights[f"{name}.weight"] = torch.from_numpy(product.weight()).float()
+        codes |= {f"{name}.{tensor}": value.contiguous() for tensor, value in gptq_tensors(product, 4, 1).items()}
+    group = next(iter(products.values()))
+    config = {"quant_method": "gptq", "bits": 4, "group_size": len(group.g_idx) // group.scales.shape[1]}
+    _write_both(plain, weights, codes, config | {"desc_act": True, "sym": False}, quantized, meant)
+
+
+def _write_both(
+    plain: Path, weights: Tensors, codes: Tensors, quantization: dict[str, Any], quantized: Path, meant: Path
+) -> None:  # fmt: skip
+    """
+    Args:
+        weights: of all names, with the values that codes mean.
+        codes: the tensors of packed products.
+        quantization: what config.json is to say of them.
+    """
+    config = json.loads((plain / "config.json").read_text())
+    written = {name.rsplit(".", 1)[0] for name in codes}
     shutil.copytree(plain, meant, ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.copytree(plain, quantized, ignore=shutil.ignore_patterns("*.safetensors"))
     (quantized / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
     save_file(weights, meant / "model.safetensors", metadata={"format": "pt"})
     kept = {name: value for name, value in weights.items() if name.removesuffix(".weight") not in written}
     save_file(kept | codes, quantized / "model.safetensors", metadata={"format": "pt"})
-    return written

@@ -84,13 +84,16 @@ def awq(weight: np.ndarray, group: int) -> tuple[Tensors, np.ndarray]:
 
 def gptq(weight: np.ndarray, group: int, bits: int = 4, version: int = 1, **how: Any) -> tuple[Tensors, np.ndarray]:
     q = rounded(weight, bits, group, symmetric=how.get("symmetric", bits == 8), shuffled=how.get("shuffled", False))
-    tensors = {
+    return gptq_tensors(q, bits, version), q.weight()
+
+
+def gptq_tensors(q: Rounded, bits: int, version: int) -> Tensors:
+    return {
         "qweight": words(q.codes, bits).T.contiguous(),
         "qzeros": words(q.zeros.T - (1 if version == 1 else 0), bits),
         "scales": torch.from_numpy(q.scales.T.copy()),
         "g_idx": torch.from_numpy(q.g_idx.astype(np.int32)),
     }
-    return tensors, q.weight()
 
 
 def packed(
