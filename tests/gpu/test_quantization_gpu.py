@@ -152,6 +152,10 @@ def test_a_captured_product_of_8_bit_floats_follows_its_inputs_and_repeats_itsel
     assert not counters.any()
 
 
+UNDECIDED = {("mixtral", "awq 32"): {2}}
+"""Tokens whose second and third expert of the last layer are 3e-4 of probability apart."""
+
+
 @pytest.mark.parametrize("case", ["awq 32", "gptq act-order 32", "gguf Q4_1", "gptq int8", "fp8 block",
                                   "compressed-tensors int8 zero points act-order",
                                   "compressed-tensors fp8 channel"])  # fmt: skip
@@ -159,7 +163,7 @@ def test_a_captured_product_of_8_bit_floats_follows_its_inputs_and_repeats_itsel
 def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, case: str) -> None:
     """In fp16, which rounds weights finely enough to see a wrong one; with 8-bit activations in bf16 more coarsely.
 
-    Of 60 tokens of the one model with experts, one is as good as undecided between two of them: 3e-4 of probability.
+    A token that is as good as undecided between two experts may go to either.
     """
     plain = plain_checkpoint(model, tmp_path / "plain")
     quantized_checkpoint(plain, case, tmp_path / "quantized", tmp_path / "meant")
@@ -167,8 +171,8 @@ def test_an_engine_computes_what_the_weights_mean(tmp_path: Path, model: str, ca
     flags = {"device": "cuda", "dtype": "float16", "attention_backend": "triton"}
     ours = every_logprob(Driver(make_engine(tmp_path / "quantized", **flags)), ids, chunk=23)
     wanted = every_logprob(Driver(make_engine(tmp_path / "meant", **flags)), ids, chunk=23)
-    off = np.abs(ours - wanted).max(axis=1) >= 0.05
-    assert off.sum() <= (1 if model == "mixtral" else 0), np.flatnonzero(off)
+    off = np.flatnonzero(np.abs(ours - wanted).max(axis=1) >= 0.05)
+    assert set(off) <= UNDECIDED.get((model, case), set()), off
 
 
 @pytest.mark.parametrize(("model", "limit"), [("llama", 0.1), ("mixtral", 0.15)])
