@@ -43,6 +43,8 @@ class Usage:
     shared_bytes: int
     wgmma: int
     """Hopper matrix instructions in the machine code (HGMMA; QGMMA with 8-bit floats), with `--sass`."""
+    wgmma_waits: int
+    """For any of those before. As many as there are of them: the assembler did not let them run on their own."""
     mma: int
     """Older matrix instructions (HMMA)."""
     async_copies: int
@@ -115,7 +117,8 @@ def usage(case: str, name: str, kernel: Any, sass: bool) -> Usage:
     registers, stack = found.groups()
     return Usage(
         case, name, kernel.metadata.num_warps, kernel.metadata.num_stages, int(registers), int(stack),
-        kernel.metadata.shared, len(re.findall(r"\b[HQ]GMMA", code)), len(re.findall(r"\bHMMA", code)),
+        kernel.metadata.shared, len(re.findall(r"\b[HQ]GMMA", code)),
+        len(re.findall(r"\bWARPGROUP\.DEPBAR", code)), len(re.findall(r"\bHMMA", code)),
         len(re.findall(r"\bLDGSTS", code)), len(re.findall(r"\b(?:LDL|STL)\b", code)),
     )  # fmt: skip
 
@@ -140,11 +143,12 @@ def main() -> None:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         shares = [pool.submit(compile_cases, names[i::jobs], options.sass, options.early) for i in range(jobs)]
         table = sorted((row for share in shares for row in share.result()), key=lambda row: names.index(row.case))
-    print(f"{'case':44} {'kernel':28} warps stages regs stack shared   GMMA HMMA LDGSTS LDL+STL")
+    print(f"{'case':44} {'kernel':28} warps stages regs stack shared   GMMA waits HMMA LDGSTS LDL+STL")
     for row in table:
         print(
             f"{row.case:44} {row.kernel:28} {row.num_warps:5} {row.num_stages:6} {row.registers:4} {row.stack_bytes:5} "
-            f"{row.shared_bytes:6} {row.wgmma:6} {row.mma:4} {row.async_copies:6} {row.local_accesses:7}"
+            f"{row.shared_bytes:6} {row.wgmma:6} {row.wgmma_waits:5} {row.mma:4} {row.async_copies:6} "
+            f"{row.local_accesses:7}"
         )
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in table], indent=1))

@@ -14,7 +14,7 @@ from services.worker.kernels.extend_attention import extend_attention
 from services.worker.kernels.extend_plan import ExtendConfig, extend_config, plan_extend
 from services.worker.kernels.fp8_product import Fp8Config, fp8_config, fp8_product
 from services.worker.kernels.fp8_rows import FP8, fp8_rows
-from services.worker.kernels.int_config import MOST_TOKENS, IntConfig
+from services.worker.kernels.int_config import IntConfig, int_config
 from services.worker.kernels.int_product import int_product
 from services.worker.kernels.int_tiles import IntTiles, expand
 from services.worker.kernels.packed_config import PackedConfig, packed_configs
@@ -335,14 +335,16 @@ CASES["token logprobs"] = _token_logprobs
 
 LLAMA_8B_PRODUCTS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 """Outputs and inputs of a layer's products."""
-_STAGED_64 = [
-    (64, 64, 128, 4, 3, 1), (64, 64, 128, 4, 3, 4), (64, 64, 128, 4, 3, 8), (64, 64, 64, 4, 4, 1),
-    (64, 32, 64, 4, 5, 4), (64, 32, 128, 4, 4, 4), (64, 128, 64, 8, 4, 1),
-]  # fmt: skip
-_STAGED_128 = [
-    (128, 64, 64, 4, 3, 1), (128, 64, 64, 4, 3, 4), (128, 32, 64, 4, 4, 2), (128, 32, 64, 4, 4, 4),
-    (128, 64, 64, 8, 4, 1), (128, 64, 128, 8, 3, 4), (128, 128, 64, 8, 3, 1),
-]  # fmt: skip
+_WIDE_TILES: dict[int, list[tuple[int, int, int, int, int, int]]] = {
+    32: [(32, 64, 128, 4, 3, 1), (32, 64, 128, 4, 3, 4), (32, 64, 128, 4, 4, 4), (32, 64, 64, 4, 5, 4),
+         (32, 128, 128, 8, 3, 4)],
+    64: [(64, 64, 128, 4, 3, 1), (64, 64, 128, 4, 3, 4), (64, 64, 128, 4, 3, 8), (64, 64, 128, 4, 4, 4),
+         (64, 64, 64, 4, 4, 4), (64, 128, 128, 8, 3, 4)],
+    128: [(64, 64, 128, 4, 3, 1), (64, 64, 128, 4, 3, 4), (128, 64, 64, 4, 4, 1), (128, 64, 64, 4, 4, 4),
+          (128, 128, 64, 8, 4, 1), (128, 128, 64, 8, 4, 4)],
+    256: [(128, 64, 64, 4, 4, 1), (128, 64, 64, 4, 4, 2), (128, 64, 64, 4, 4, 4), (128, 128, 64, 8, 4, 1),
+          (128, 128, 64, 8, 4, 4)],
+}  # fmt: skip
 INT_CANDIDATES = {
     1: [
         IntConfig(*shape)
@@ -352,9 +354,7 @@ INT_CANDIDATES = {
             (8, 64, 128, 2, 4, 8), (8, 128, 128, 4, 4, 4),
         )
     ],
-    64: [IntConfig(*shape, staged=True) for shape in _STAGED_64],
-    128: [IntConfig(*shape, staged=True) for shape in _STAGED_128],
-    256: [IntConfig(*shape, staged=True) for shape in _STAGED_128],
+    **{tokens: [IntConfig(*shape, "hopper") for shape in shapes] for tokens, shapes in _WIDE_TILES.items()},
 }  # fmt: skip
 """Tiles to choose from, by tokens."""
 
@@ -390,10 +390,17 @@ def tile_label(config: IntConfig | Fp8Config) -> str:
 for _tokens, _shapes in INT_CANDIDATES.items():
     for _int in _shapes:
         CASES[f"candidate int4 T{_tokens} {tile_label(_int)}"] = int_case(_int, _tokens)
-for _tokens in (1, 16, 32, 64, MOST_TOKENS):
+for _tokens in (1, 16, 32, 64, 128, 1024):
     CASES[f"int4 g128 T{_tokens}"] = int_case(None, _tokens)
+for _tokens in (32, 64, 256):  # weights that do not fit Hopper's own kernel, and other cards
+    _tiles = IntTiles(4, torch.empty(14336, 4096), torch.empty(0), 1.0, 28672, 128)
+    _int = int_config(_tokens, _tiles, 132, hopper=False)
+    CASES[f"int4 g128 T{_tokens} staged or direct"] = int_case(_int, _tokens)
 CASES["int4 g32 T1"] = int_case(None, 1, group=32)
+CASES["int4 g16 T64"] = int_case(None, 64, group=16)
+CASES["int4 g32 T256"] = int_case(None, 256, group=32)
 CASES["int4 g128 T1 fp16"] = int_case(None, 1, dtype=torch.float16)
+CASES["int4 g128 T256 fp16"] = int_case(None, 256, dtype=torch.float16)
 CASES["int4 g128 T1 fp32"] = int_case(None, 1, dtype=torch.float32)
 for _tokens in (1, 64):
     CASES[f"fp8 g128 T{_tokens} int product"] = int_case(None, _tokens, bits=8, kind=torch.float8_e4m3fn)

@@ -17,14 +17,14 @@ from services.worker.kernels.device import sm_count
 from services.worker.kernels.fp8_product import MOST_TOKENS as MOST_FP8_TOKENS
 from services.worker.kernels.fp8_product import Fp8Config, fp8_config, fp8_product
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_config import MOST_TOKENS, IntConfig, int_config
-from services.worker.kernels.int_product import int_product
+from services.worker.kernels.int_config import IntConfig
+from services.worker.kernels.int_product import chosen_config, expands, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from services.worker.models.triton_product import PLAIN_TOKENS, TritonFp8Product
 from services.worker.quantization.weights import Fp8Weight
 
 GROUP = 128
-TOKENS = (1, 8, 16, 32, 64, 128, 256, 4096)
+TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 LIMITS = {"int4": 1e-2, "fp8": 5e-2, "fp8_mm": 5e-2, "fp8_sums": 1e-2}
 KINDS = ("bf16", "int4", "fp8", "fp8_mm")
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ def measure(report: Report, ceilings: Ceilings, *, search: bool) -> Row:
     for name, (width, depth) in LLAMA_8B_PRODUCTS.items():
         weight = torch.randn(width, depth, device="cuda", dtype=torch.bfloat16) * depth**-0.5
         int4, fp8 = int4_weight(weight), fp8_weight(weight)
-        checks += [_check(report, name, tokens, int4, fp8) for tokens in (1, 3, 8, 16, 17, 33, 64, 100, 200, 256)]
+        checks += [_check(report, name, tokens, int4, fp8) for tokens in (1, 3, 8, 16, 17, 33, 64, 100, 200, 256, 700)]
         for tokens in TOKENS:
             rows.append(_time(report, ceilings, name, tokens, weight, int4, fp8))
             if search and tokens in INT_CANDIDATES:
@@ -73,7 +73,7 @@ def fp8_weight(weight: torch.Tensor) -> Rounded:
 
 
 def int4_product(x: torch.Tensor, tiles: IntTiles, arrivals: torch.Tensor) -> torch.Tensor:
-    if len(x) > MOST_TOKENS:
+    if expands(x, tiles):
         return F.linear(x, expand(tiles, x.dtype))
     return int_product(x, tiles, None, arrivals)
 
@@ -133,8 +133,8 @@ def _time(
         "fp8": ([partial(chosen_fp8_product((w, fp8[1])), x, None) for w in _copies(fp8[0])], fp8_bytes),
         "fp8_mm": ([partial(fp8_mm, x, (w, fp8[1])) for w in _copies(fp8[0])], fp8_bytes),
     }
-    if tokens <= MOST_TOKENS:  # weights of 8 bits, activations of 16
-        expanding = make_tiles(8, fp8[0], fp8[1].T.contiguous(), None)
+    expanding = make_tiles(8, fp8[0], fp8[1].T.contiguous(), None)
+    if not expands(x, expanding):  # weights of 8 bits, activations of 16
         runs["fp8x16"] = [partial(int_product, x, t, None, arrivals) for t in _tiles(expanding)], fp8_bytes
     row: Row = {"name": name, "tokens": tokens}
     for kind, (launches, nbytes) in runs.items():
@@ -142,8 +142,8 @@ def _time(
         limit_us = max(ceilings.bytes_us(nbytes), flops_us / (2 if kind in ("fp8", "fp8_mm") else 1))
         row[kind] = {"us": round(us, 2), "mb": round(nbytes / 1e6, 1), "share": round(limit_us / us, 3)}
     row["int4_gain"], row["fp8_gain"] = (round(row["bf16"]["us"] / row[kind]["us"], 2) for kind in ("int4", "fp8"))
-    if tokens <= MOST_TOKENS:
-        row["tile"] = tile_label(int_config(tokens, int4, sm_count(x.device)))
+    if not expands(x, int4):
+        row["tile"] = tile_label(chosen_config(x, int4))
     if PLAIN_TOKENS < tokens <= MOST_FP8_TOKENS:
         row["fp8_tile"] = tile_label(fp8_config(tokens, *fp8[0].shape, sm_count(x.device)))
     report.note(

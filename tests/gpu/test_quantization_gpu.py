@@ -15,8 +15,11 @@ from tests.unit.worker.test_models import every_logprob, prompt
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-SHAPES = [(4096, 4096, 128), (1536, 512, 32), (576, 1536, 64), (6144, 4096, 4096)]
-"""Outputs, inputs, group."""
+SHAPES = [
+    (4096, 4096, 128), (1536, 512, 32), (576, 1536, 64), (6144, 4096, 4096), (1000, 2176, 128), (640, 384, 16),
+    (512, 320, 64),
+]  # fmt: skip
+"""Outputs, inputs, group; the last one does not fit Hopper's own kernel."""
 
 
 def random_tiles(width: int, depth: int, group: int, bits: int = 4):  # type: ignore[no-untyped-def]
@@ -42,7 +45,7 @@ def test_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
     tiles = random_tiles(width, depth, group, bits)
     weight, counters = expand(tiles, torch.float32).double(), arrival_counters(torch.device("cuda"))
     bias = torch.randn(width, device="cuda", dtype=dtype)
-    for tokens in (1, 2, 8, 9, 16, 31, 64, 65, 256):
+    for tokens in (1, 2, 8, 9, 16, 17, 31, 33, 64, 65, 128, 129, 256, 700):
         x = torch.randn(tokens, depth, device="cuda", dtype=dtype)
         assert_close(int_product(x, tiles, bias, counters), x.double() @ weight.T + bias.double())
     assert not counters.any()
@@ -62,7 +65,20 @@ def test_every_8_bit_float_is_multiplied_as_itself(dtype: torch.dtype) -> None:
     assert torch.equal(out, weight.T.to(dtype))
 
 
-def test_a_captured_product_follows_its_inputs_and_repeats_itself() -> None:
+def test_a_product_reads_rows_that_lie_in_wider_ones() -> None:
+    from services.worker.kernels.arrivals import arrival_counters
+    from services.worker.kernels.int_product import int_product
+    from services.worker.kernels.int_tiles import expand
+
+    tiles, counters = random_tiles(512, 1024, 128), arrival_counters(torch.device("cuda"))
+    wide = torch.randn(70, 2 * 1024 + 8, device="cuda", dtype=torch.bfloat16)
+    for first, tokens in ((0, 4), (8, 4), (1024, 40), (16, 70), (3, 70)):
+        x = wide[:tokens, first : first + 1024]
+        assert_close(int_product(x, tiles, None, counters), x.double() @ expand(tiles, torch.float32).double().T)
+
+
+@pytest.mark.parametrize("tokens", [4, 24, 40, 100, 200])
+def test_a_captured_product_follows_its_inputs_and_repeats_itself(tokens: int) -> None:
     """Programs that share a tile meet at counters: they must be zero again after every replay."""
     from services.worker.kernels.arrivals import arrival_counters
     from services.worker.kernels.int_product import int_product
@@ -70,7 +86,7 @@ def test_a_captured_product_follows_its_inputs_and_repeats_itself() -> None:
 
     tiles = random_tiles(4096, 4096, 128)
     weight, counters = expand(tiles, torch.float32).double(), arrival_counters(torch.device("cuda"))
-    x = torch.randn(4, 4096, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(tokens, 4096, device="cuda", dtype=torch.bfloat16)
     int_product(x, tiles, None, counters)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

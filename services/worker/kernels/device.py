@@ -10,6 +10,7 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, which knows no machine instructions."""
 
+_HOPPER = 9, 0
 SM_COUNT_INTERPRETED = 4
 """Where there is no GPU: the interpreter runs one program after the other, and few show as much as many."""
 
@@ -28,3 +29,10 @@ def sm_count(device: torch.device) -> int:
     if device.type != "cuda":
         return SM_COUNT_INTERPRETED
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether kernels for Hopper alone run there. Tensors of the CPU are launched with to compile for it, if not
+    interpreted."""
+    return not INTERPRETED and (device.type != "cuda" or torch.cuda.get_device_capability(device) == _HOPPER)

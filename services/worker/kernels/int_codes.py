@@ -24,7 +24,7 @@ mov.b32 $5, ONES;
 }
 """
 """Of four bytes: low halves, high halves and ones, two to a register."""
-_SCALED_NIBBLES = """
+_SCALED = """
 {
 .reg .b32 low, high, base, code;
 mov.b32 base, ZERO;
@@ -33,19 +33,27 @@ shr.b32 high, $4, 4;
 and.b32 high, high, 0x0F0F0F0F;
 prmt.b32 code, low, BASE, 0x4140;
 sub.rn.KIND code, code, base;
-fma.rn.KIND $0, code, $5, $7;
+fma.rn.KIND $0, code, SCALE_0, OFFSET_0;
 prmt.b32 code, low, BASE, 0x4342;
 sub.rn.KIND code, code, base;
-fma.rn.KIND $1, code, $6, $8;
+fma.rn.KIND $1, code, SCALE_1, OFFSET_1;
 prmt.b32 code, high, BASE, 0x4140;
 sub.rn.KIND code, code, base;
-fma.rn.KIND $2, code, $9, $11;
+fma.rn.KIND $2, code, SCALE_2, OFFSET_2;
 prmt.b32 code, high, BASE, 0x4342;
 sub.rn.KIND code, code, base;
-fma.rn.KIND $3, code, $10, $12;
+fma.rn.KIND $3, code, SCALE_3, OFFSET_3;
 }
 """
-"""Of four bytes, and scales and offsets of both halves: low halves and high halves, scaled."""
+"""Of four bytes: low halves, two and two, and high halves, each pair times a pair of scales plus one of offsets."""
+
+
+def _with_registers(scales: tuple[int, ...], offsets: tuple[int, ...]) -> tuple[str, str]:
+    """The text, and what its registers are for the compiler, that has pairs of scales and offsets at these places."""
+    text = _SCALED
+    for pair, (scale, offset) in enumerate(zip(scales, offsets, strict=True)):
+        text = text.replace(f"SCALE_{pair}", f"${scale}").replace(f"OFFSET_{pair}", f"${offset}")
+    return text, ",".join(4 * ["=&r"] + (max(offsets) - 3) * ["r"])
 
 
 def _for_dtype(text: str, kind: str, base: str, one: str) -> tl.constexpr:
@@ -61,10 +69,13 @@ def _for_dtype(text: str, kind: str, base: str, one: str) -> tl.constexpr:
     return tl.constexpr(text)
 
 
-_NIBBLES_BF16, _SCALED_BF16 = (_for_dtype(text, "bf16x2", "43", "3F80") for text in (_NIBBLES, _SCALED_NIBBLES))
-_NIBBLES_FP16, _SCALED_FP16 = (_for_dtype(text, "f16x2", "64", "3C00") for text in (_NIBBLES, _SCALED_NIBBLES))
-
-_SCALED_REGISTERS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r")
+_TILE, _registers = _with_registers((5, 6, 9, 10), (7, 8, 11, 12))
+_TILE_REGISTERS = tl.constexpr(_registers)
+_WORD, _registers = _with_registers((5, 5, 7, 7), (6, 6, 8, 8))
+WORD_REGISTERS = tl.constexpr(_registers)
+_NIBBLES_BF16, _SCALED_BF16, WORD_BF16 = (_for_dtype(text, "bf16x2", "43", "3F80") for text in (_NIBBLES, _TILE, _WORD))
+_NIBBLES_FP16, _SCALED_FP16, WORD_FP16 = (_for_dtype(text, "f16x2", "64", "3C00") for text in (_NIBBLES, _TILE, _WORD))
+"""A tile's elements have scales and offsets of their own; a word's are all of one row, whose are in a word twice."""
 
 
 @triton.jit
@@ -106,12 +117,12 @@ def scaled_nibbles(
         scale_high, offset_high = scale_high.to(dtype)[:, None], offset_high.to(dtype)[:, None]
         if dtype == tl.bfloat16:
             low, high = tl.inline_asm_elementwise(
-                _SCALED_BF16, _SCALED_REGISTERS, [tile, scale, offset, scale_high, offset_high],
+                _SCALED_BF16, _TILE_REGISTERS, [tile, scale, offset, scale_high, offset_high],
                 (tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
             )  # fmt: skip
         else:
             low, high = tl.inline_asm_elementwise(
-                _SCALED_FP16, _SCALED_REGISTERS, [tile, scale, offset, scale_high, offset_high],
+                _SCALED_FP16, _TILE_REGISTERS, [tile, scale, offset, scale_high, offset_high],
                 (tl.float16, tl.float16), is_pure=True, pack=4,
             )  # fmt: skip
     else:

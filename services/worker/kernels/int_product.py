@@ -4,8 +4,9 @@ A weight is `code * scale + offset`, scale and offset being those of its group a
 go into the matrix unit as they are, as small whole numbers, straight from registers and as the left operand, so that
 few tokens waste little of a tile; a group's scale multiplies what came out, and its offset multiplies the sum of the
 group's inputs. With more tokens codes of 4 bits become weights first, and all of them go through shared memory and are
-the right operand (`IntConfig.staged`). Programs that share a tile of the output split its inputs; the last one to
-finish adds up what all have written, always in the same order. Called by `models/triton_product.py`.
+the right operand; on Hopper those of 4 bits stay the left one then (`hopper_product.py`). `IntConfig.way` says which.
+Programs that share a tile of the output split its inputs; the last one to finish adds up what all have written, always
+in the same order. Called by `models/triton_product.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import triton
 import triton.language as tl
 
 from services.worker.kernels.arrivals import last_to_arrive
-from services.worker.kernels.device import INTERPRETED, sm_count
+from services.worker.kernels.device import INTERPRETED, is_hopper, sm_count
 from services.worker.kernels.eight_bits import widened
 from services.worker.kernels.int_codes import nibbles, scaled_nibbles
-from services.worker.kernels.int_config import IntConfig, int_config
+from services.worker.kernels.int_config import IntConfig, fits_hopper, int_config, most_tokens
 from services.worker.kernels.int_tiles import IntTiles, halves
 from services.worker.kernels.overlap import let_the_next_begin, overlap, prefetch, wait_for_the_one_before
 
@@ -207,13 +208,19 @@ def int_product(
     out = torch.empty((tokens, tiles.width), dtype=x.dtype, device=x.device)
     if tokens == 0:
         return out
-    config = config or int_config(tokens, tiles, sm_count(x.device))
+    config = config or chosen_config(x, tiles)
     grid = (triton.cdiv(tokens, config.block_m), triton.cdiv(rows, config.block_p), config.splits)
     assert grid[0] * grid[1] <= arrivals.numel()
     partial = out
     if config.splits > 1:
         partial = torch.empty((config.splits, tokens, tiles.width), dtype=torch.float32, device=x.device)
-    summed = tiles.bits == 4 and not config.staged and tokens > _SUM_TOKENS
+    if config.way == "hopper":
+        from services.worker.kernels.hopper_product import hopper_product  # Gluon is experimental: only where it runs
+
+        hopper_product(x, tiles, bias, out, partial, arrivals, config)
+        return out
+    staged = config.way == "staged"
+    summed = tiles.bits == 4 and not staged and tokens > _SUM_TOKENS
     sums = _step_sums(x, config.block_k) if summed else partial
     _int_product_kernel[grid](
         x, tiles.codes, tiles.table, out if bias is None else bias, out, partial, arrivals, sums, tokens, tiles.factor,
@@ -221,12 +228,26 @@ def int_product(
         ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
         BASE=128 if x.dtype == torch.bfloat16 else 1024 if x.dtype == torch.float16 else 0,
         ASM=not INTERPRETED and x.dtype != torch.float32, HAS_BIAS=bias is not None, SUMMED=summed,
-        STAGED=config.staged, SPLITS=config.splits,
+        STAGED=staged, SPLITS=config.splits,
         BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps, num_stages=config.num_stages, **overlap(x.device),
     )  # fmt: skip
     return out
+
+
+def chosen_config(x: torch.Tensor, tiles: IntTiles) -> IntConfig:
+    """The tile for a product."""
+    return int_config(len(x), tiles, sm_count(x.device), hopper=_hopper(x, tiles))
+
+
+def expands(x: torch.Tensor, tiles: IntTiles) -> bool:
+    """Whether there are so many tokens that a product with the weight expanded beforehand costs less."""
+    return len(x) > most_tokens(_hopper(x, tiles))
+
+
+def _hopper(x: torch.Tensor, tiles: IntTiles) -> bool:
+    return is_hopper(x.device) and fits_hopper(tiles, x.dtype)
 
 
 def _step_sums(x: torch.Tensor, block_k: int) -> torch.Tensor:

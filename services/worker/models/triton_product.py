@@ -15,8 +15,7 @@ from services.worker.kernels.arrivals import arrival_counters
 from services.worker.kernels.fp8_product import MOST_TOKENS as MOST_FP8_TOKENS
 from services.worker.kernels.fp8_product import fp8_product
 from services.worker.kernels.fp8_rows import fp8_rows
-from services.worker.kernels.int_config import MOST_TOKENS
-from services.worker.kernels.int_product import int_product
+from services.worker.kernels.int_product import expands, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from services.worker.models.group_offsets import add_offsets
 from services.worker.quantization.weights import Fp8Weight, IntWeight
@@ -49,7 +48,7 @@ class TritonIntProduct:
 
     def _scaled(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Without the offsets of 8 bits."""
-        if len(x) > MOST_TOKENS:
+        if expands(x, self._tiles):
             return F.linear(x, expand(self._tiles, x.dtype)[: self._width], bias)
         if bias is not None and self._width < self._tiles.width:
             bias = F.pad(bias, (0, 1))

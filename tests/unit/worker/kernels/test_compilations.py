@@ -15,6 +15,9 @@ from services.worker.kernels.device import INDEX_POINTERS
 
 FIXED = {"num_heads"}
 """Given by the model."""
+TOUCHING = tuple(f"{language}.{what}" for language in ("tl", "gl") for what in ("load", "store", "atomic"))
+TOUCHING += ("_words(", "_ask(")
+"""What calls to load and store begin with."""
 CONSTANT = {"codes", "table", "words_at", "first_at"}
 """Weights, and pointers into them: no kernel writes them."""
 FOLDER = Path(next(iter(kernels.__path__)))
@@ -63,7 +66,7 @@ def test_a_kernel_that_may_begin_early_waits_before_it_touches_what_others_write
     for line in kernel.body[: waits[0]]:
         for node in ast.walk(line):
             assert not isinstance(node, ast.Return)
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("tl.load", "tl.store", "tl.atomic")):
+            if isinstance(node, ast.Call) and ast.unparse(node).startswith(TOUCHING):
                 names = {name.id for name in ast.walk(node.args[0]) if isinstance(name, ast.Name)}
                 assert names & CONSTANT
                 assert names <= CONSTANT | {"ROWS"}
@@ -87,7 +90,7 @@ def test_a_launch_may_begin_early_only_where_its_kernel_waits() -> None:
 
 
 def _is_integer(argument: ast.arg) -> bool:
-    return argument.annotation is not None and ast.unparse(argument.annotation) in ("tl.int32", "tl.int64")
+    return argument.annotation is not None and ast.unparse(argument.annotation) in ("tl.int32", "tl.int64", "gl.int32")
 
 
 def test_launches_begin_early_once_a_model_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from services.worker.kernels import fp8_rows as fp8_rows_module
 from services.worker.kernels.arrivals import arrival_counters
 from services.worker.kernels.fp8_rows import FP8, fp8_rows
-from services.worker.kernels.int_config import MOST_TOKENS, IntConfig, int_config
+from services.worker.kernels.int_config import IntConfig, Way, fits_hopper, int_config, most_tokens
 from services.worker.kernels.int_product import int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from tests.unit.worker.kernels.closeness import MATMUL_DTYPES, assert_close
@@ -33,7 +33,8 @@ def random_weight(bits: int, width: int, depth: int, group: int, device: torch.d
 
 
 @pytest.mark.parametrize("dtype", MATMUL_DTYPES)
-@pytest.mark.parametrize(("splits", "staged"), [(1, False), (3, False), (1, True), (3, True)])
+@pytest.mark.parametrize("way", ["direct", "staged"])
+@pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize(
     ("bits", "tokens", "width", "depth", "group"),
     [
@@ -46,14 +47,14 @@ def random_weight(bits: int, width: int, depth: int, group: int, device: torch.d
     ],
 )
 def test_a_product_is_that_of_the_weight_it_stands_for(
-    bits: int, tokens: int, width: int, depth: int, group: int, splits: int, staged: bool, dtype: torch.dtype,
+    bits: int, tokens: int, width: int, depth: int, group: int, splits: int, way: Way, dtype: torch.dtype,
     device: torch.device,
 ) -> None:  # fmt: skip
     tiles, weight = random_weight(bits, width, depth, group, device)
     x, bias = (torch.randn(shape, device=device).to(dtype) for shape in ((tokens, depth), (width,)))
     counters = arrival_counters(device)
     for some_bias in (bias, None):
-        out = int_product(x, tiles, some_bias, counters, dataclasses.replace(SMALL, splits=splits, staged=staged))
+        out = int_product(x, tiles, some_bias, counters, dataclasses.replace(SMALL, splits=splits, way=way))
         want = x.double() @ weight.T + (0 if some_bias is None else bias.double())
         assert_close(out, want)
         assert not counters.any()
@@ -62,10 +63,34 @@ def test_a_product_is_that_of_the_weight_it_stands_for(
 def test_the_table_gives_steps_within_a_group(device: torch.device) -> None:
     for group, depth in ((32, 96), (48, 96), (64, 128), (128, 256), (4096, 4096), (40, 40)):
         tiles = IntTiles(4, torch.empty(8, depth), torch.empty(0), 1.0, 16, group)
-        for tokens in (1, 16, 17, 33, 64, MOST_TOKENS):
-            config = int_config(tokens, tiles, 132)
+        for tokens in (1, 16, 17, 33, 64, most_tokens(hopper=False)):
+            config = int_config(tokens, tiles, 132, hopper=False)
             assert group == depth or group % config.block_k == 0
             assert config.block_m >= min(tokens, 64)
+
+
+def test_hopper_s_own_kernel_gets_weights_whose_steps_and_groups_fit() -> None:
+    fit = {(16, 128): True, (32, 256): True, (64, 896): True, (128, 4096): True, (4096, 4096): True, (256, 512): True,
+           (32, 96): False, (48, 384): False, (64, 320): False, (192, 384): False, (40, 40): False}  # fmt: skip
+    for (group, depth), fits in fit.items():
+        tiles = IntTiles(4, torch.empty(8, depth), torch.empty(0), 1.0, 16, group)
+        assert fits_hopper(tiles, torch.bfloat16) == fits
+        assert not fits_hopper(tiles, torch.float32)
+        assert not fits_hopper(dataclasses.replace(tiles, bits=8), torch.bfloat16)
+
+
+def test_a_product_on_hopper_is_split_into_no_more_programs_than_run_at_once() -> None:
+    for rows in (32, 2048, 5120, 14336):
+        for depth in (128, 896, 4096, 14336):
+            tiles = IntTiles(4, torch.empty(rows, depth), torch.empty(0), 1.0, 2 * rows, 128)
+            for tokens in (17, 32, 33, 64, 65, 128, 129, most_tokens(hopper=True)):
+                config = int_config(tokens, tiles, 132, hopper=True)
+                assert config.way == "hopper"
+                assert depth % config.block_k == 0
+                programs = -(-rows // config.block_p) * -(-tokens // config.block_m)
+                assert config.splits == 1 or programs * config.splits <= 3 * 132
+                assert config.splits <= depth // config.block_k
+            assert int_config(16, tiles, 132, hopper=True).way == "direct"
 
 
 @pytest.mark.parametrize("bits", [4, 8])

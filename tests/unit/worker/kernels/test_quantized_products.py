@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from services.worker.kernels import int_config
 from services.worker.models import triton_product
 from services.worker.models.triton_ops import TritonOps
 from services.worker.quantization.weights import FP8, Fp8Weight, IntWeight, Weight, fp8_of
@@ -43,7 +44,7 @@ WEIGHTS: dict[str, Any] = {
 def test_products_are_those_of_the_weights_that_are_meant(
     make: Any, tokens: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_product, "MOST_TOKENS", 16)
+    monkeypatch.setattr(int_config, "_MOST_TOKENS", 16)
     weight: Weight = make()
     want = weight.expand().double()
     x, bias = torch.randn(tokens, want.shape[1]), torch.randn(want.shape[0])
