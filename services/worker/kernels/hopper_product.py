@@ -29,20 +29,21 @@ _barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
 
 @gluon.constexpr_function
-def _left_layout(
+def _codes_layout(
     rows: int, warps: int, registers: list[list[int]], lanes: list[list[int]], width: int
 ) -> gl.DistributedLinearLayout:
-    """How the matrix unit wants a left operand of any kind: a thread has two rows eight apart, four threads share each.
+    """Whose codes become a thread's part of the left operand, of which it has rows r and r + 8 of each sixteen: those of
+    one row of codes, whose even feature is the one and whose odd feature the other. Four threads share a row.
 
     Args:
         registers: bases of a thread's places in a row.
         lanes: those of the four threads.
         width: places in a row.
     """
-    blocks = [[16 << at, 0] for at in range((rows // 16).bit_length() - 1)]
+    blocks = [[8 << at, 0] for at in range((rows // 8).bit_length() - 1)]
     split = warps.bit_length() - 1
     return gl.DistributedLinearLayout(
-        [*registers, [8, 0], *blocks[split:]], [*lanes, [1, 0], [2, 0], [4, 0]], blocks[:split], [], [rows, width]
+        [*registers, *blocks[split:]], [*lanes, [1, 0], [2, 0], [4, 0]], blocks[:split], [], [rows, width]
     )
 
 
@@ -50,13 +51,13 @@ def _left_layout(
 def _pairs_layout(rows: int, warps: int, width: int) -> gl.DistributedLinearLayout:
     """Of int16, two neighbouring inputs each."""
     registers = [[0, 4 << at] for at in range((width // 4).bit_length() - 1)]
-    return _left_layout(rows, warps, registers, [[0, 1], [0, 2]], width)
+    return _codes_layout(rows, warps, registers, [[0, 1], [0, 2]], width)
 
 
 @gluon.constexpr_function
 def _words_layout(rows: int, warps: int) -> gl.DistributedLinearLayout:
     """Of int32 [P, 4], a unit: word c has inputs 2c, 2c + 1, 2c + 8 and 2c + 9."""
-    return _left_layout(rows, warps, [], [[0, 1], [0, 2]], 4)
+    return _codes_layout(rows, warps, [], [[0, 1], [0, 2]], 4)
 
 
 @gluon.jit
@@ -143,15 +144,15 @@ def _weights(unit: gl.tensor, scales: gl.tuple, group: gl.constexpr, DTYPE: gl.c
 
 
 @gluon.jit
-def _left(
-    near: gl.tensor, far: gl.tensor, ROWS: gl.constexpr, DTYPE: gl.constexpr, MMA: gl.constexpr
-) -> gl.tensor:  # fmt: skip
-    """Words of two weights as an operand [P, 16]. No instruction comes of it: it only says what is where."""
-    both = gl.join(near, far)
-    low = (both & 0xFFFF).to(gl.int16).to(DTYPE, bitcast=True)
-    high = (both >> 16).to(gl.int16).to(DTYPE, bitcast=True)
-    weights = gl.join(low, high).permute([0, 2, 1, 3]).reshape([ROWS, UNIT])
-    return gl.convert_layout(weights, gl.DotOperandLayout(0, MMA, 2))
+def _left(weights: gl.tuple, ROWS: gl.constexpr, DTYPE: gl.constexpr, MMA: gl.constexpr) -> gl.tensor:
+    """A unit's weights as an operand [2 P, 16]: of each sixteen rows eight are even features and eight the odd ones
+    after them. No instruction comes of it: it only says what is where."""
+    words = gl.join(gl.join(weights[0], weights[1]), gl.join(weights[2], weights[3]))
+    low = (words & 0xFFFF).to(gl.int16).to(DTYPE, bitcast=True)
+    high = (words >> 16).to(gl.int16).to(DTYPE, bitcast=True)
+    places = gl.join(low, high).reshape([ROWS // 8, 8, 4, 2, 2, 2])  # row, c, 2c or 2c + 8, feature, and + 1
+    places = places.permute([0, 4, 1, 3, 2, 5]).reshape([2 * ROWS, UNIT])
+    return gl.convert_layout(places, gl.DotOperandLayout(0, MMA, 2))
 
 
 @gluon.jit
@@ -215,6 +216,7 @@ def _hopper_product_kernel(
     first_token, first_row = gl.program_id(0) * BLOCK_M, gl.program_id(1) * BLOCK_P
     first = gl.program_id(2) * SHARE
     last = gl.minimum(first + SHARE, STEPS)
+    gl.assume(first < last)
 
     # Rows and tokens that are not there are read as others that are; the stores have masks.
     row = (first_row + gl.arange(0, BLOCK_P, gl.SliceLayout(1, CODES))) % ROWS
@@ -226,8 +228,7 @@ def _hopper_product_kernel(
     wait_for_the_one_before(OVERLAP)
     for stage in gl.static_range(STAGES - 1):
         _ask(x_at, codes_at, inputs.index(stage), tiles.index(stage), first + stage, last, BLOCK_K)
-    acc = gl.zeros([BLOCK_P, BLOCK_M], gl.float32, MMA)
-    acc_odd = acc
+    acc = gl.zeros([2 * BLOCK_P, BLOCK_M], gl.float32, MMA)
     async_copy.wait_group(STAGES - 2)
     scales = _scales(words, GROUPS, DTYPE)
     units = _units(tiles.index(0), BLOCK_P, UNITS, PAIRS, WORDS)
@@ -239,13 +240,10 @@ def _hopper_product_kernel(
         right = inputs.index(slot).permute([1, 0])
         for unit in gl.static_range(UNITS):
             part = right.slice(unit * UNIT, UNIT, 0)
-            acc = warpgroup_mma(_left(weights[0], weights[1], BLOCK_P, DTYPE, MMA), part, acc, is_async=True)
-            acc_odd = warpgroup_mma(_left(weights[2], weights[3], BLOCK_P, DTYPE, MMA), part, acc_odd, is_async=True)
-            # All but these two are done, so that registers of the unit before may be written.
-            done = warpgroup_mma_wait(
-                2, deps=[acc, acc_odd, multiplied[0], multiplied[1], multiplied[2], multiplied[3]]
-            )
-            acc, acc_odd = done[0], done[1]
+            acc = warpgroup_mma(_left(weights, BLOCK_P, DTYPE, MMA), part, acc, is_async=True)
+            # The unit before is done, so that its registers may be written.
+            done = warpgroup_mma_wait(1, deps=[acc, multiplied[0], multiplied[1], multiplied[2], multiplied[3]])
+            acc = done[0]
             multiplied = weights
             if unit + 1 < UNITS:
                 weights = _weights(units[unit + 1], scales, (unit + 1) * UNIT // GROUP, DTYPE)
@@ -257,24 +255,21 @@ def _hopper_product_kernel(
         scales = _scales(words, GROUPS, DTYPE)
         units = _units(tiles.index(slot), BLOCK_P, UNITS, PAIRS, WORDS)
         weights = _weights(units[0], scales, 0, DTYPE)
-    done = warpgroup_mma_wait(0, deps=[acc, acc_odd, multiplied[0], multiplied[1], multiplied[2], multiplied[3]])
+    done = warpgroup_mma_wait(0, deps=[acc, multiplied[0], multiplied[1], multiplied[2], multiplied[3]])
     async_copy.wait_group(0)
     let_the_next_begin(OVERLAP)
 
-    LANES: gl.constexpr = min(32, BLOCK_P // 4)
-    PART: gl.constexpr = gl.BlockedLayout([1, 4], [32 // LANES, LANES], [num_warps, 1], [1, 0])
-    even = gl.convert_layout((done[0] * factor).trans(), PART)
-    odd = gl.convert_layout((done[1] * factor).trans(), PART)
+    LANES: gl.constexpr = min(32, BLOCK_P // 2)
+    OUT: gl.constexpr = gl.BlockedLayout([1, 4], [32 // LANES, LANES], [num_warps, 1], [1, 0])
+    features = (done[0] * factor).reshape([BLOCK_P // 8, 2, 8, BLOCK_M]).permute([3, 0, 2, 1])
+    features = gl.convert_layout(features.reshape([BLOCK_M, 2 * BLOCK_P]), OUT)
+    token = first_token + gl.arange(0, BLOCK_M, gl.SliceLayout(1, OUT))
+    feature = 2 * first_row + gl.arange(0, 2 * BLOCK_P, gl.SliceLayout(0, OUT))
+    inside = (token < num_tokens)[:, None] & (feature < 2 * ROWS)[None, :]
+    at = (token * (2 * ROWS))[:, None] + feature[None, :]
     if SPLITS > 1:
-        # Parts [S, 2, T, ROWS]: what a program writes are whole lines of memory.
-        token = first_token + gl.arange(0, BLOCK_M, gl.SliceLayout(1, PART))
-        row = first_row + gl.arange(0, BLOCK_P, gl.SliceLayout(0, PART))
-        inside = (token < num_tokens)[:, None] & (row < ROWS)[None, :]
-        half = num_tokens.to(gl.int64) * ROWS
-        part_at = partial + (token * ROWS)[:, None] + row[None, :]
-        mine = part_at + gl.program_id(2) * 2 * half
-        gl.store(mine, even, mask=inside)
-        gl.store(mine + half, odd, mask=inside)
+        part_size = num_tokens.to(gl.int64) * (2 * ROWS)
+        gl.store(partial + gl.program_id(2) * part_size + at, features, mask=inside)
         # As arrivals.py: every thread's stores before the one thread that tells of them, and it before their loads.
         _barrier()
         counter = arrivals + gl.program_id(1) * gl.num_programs(0) + gl.program_id(0)
@@ -283,19 +278,12 @@ def _hopper_product_kernel(
         if arrived < SPLITS - 1:
             return
         gl.store(counter, 0)
-        even = gl.zeros([BLOCK_M, BLOCK_P], gl.float32, PART)
-        odd = even
+        features = gl.zeros([BLOCK_M, 2 * BLOCK_P], gl.float32, OUT)
         for split in range(SPLITS):
-            even += gl.load(part_at + split * 2 * half, mask=inside, other=0.0, cache_modifier=".cg")
-            odd += gl.load(part_at + (split * 2 + 1) * half, mask=inside, other=0.0, cache_modifier=".cg")
-    OUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LANES, LANES], [num_warps, 1], [1, 0])
-    features = gl.convert_layout(gl.join(even, odd).reshape([BLOCK_M, 2 * BLOCK_P]), OUT)
-    token = first_token + gl.arange(0, BLOCK_M, gl.SliceLayout(1, OUT))
-    feature = 2 * first_row + gl.arange(0, 2 * BLOCK_P, gl.SliceLayout(0, OUT))
+            features += gl.load(partial + split * part_size + at, mask=inside, other=0.0, cache_modifier=".cg")
     if HAS_BIAS:
         features += gl.load(bias + feature % (2 * ROWS)).to(gl.float32)[None, :]
-    inside = (token < num_tokens)[:, None] & (feature < 2 * ROWS)[None, :]
-    gl.store(out + (token * (2 * ROWS))[:, None] + feature[None, :], features.to(DTYPE), mask=inside)
+    gl.store(out + at, features.to(DTYPE), mask=inside)
 
 
 def hopper_product(

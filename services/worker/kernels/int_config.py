@@ -103,12 +103,14 @@ def _hopper(tokens: int, tiles: IntTiles, sms: int) -> IntConfig:
     if tokens <= 32:
         block_m, block_k, num_stages, programs_per_sm, least_steps = 32, 128, 3, 3, 8
     elif tokens <= 64 or (tokens <= 128 and rows <= _LOW_ROWS):
-        block_m, block_k, num_stages, programs_per_sm, least_steps = 64, 128, 3, 3, 8
+        block_m, block_k, num_stages, programs_per_sm, least_steps = 64, 128, 3, 2, 8
     else:
         block_m, block_k, num_stages, programs_per_sm, least_steps = 128, 64, 4, 2, 32
     block_p, num_warps = 64, 4
     programs = -(-rows // block_p) * -(-tokens // block_m)
-    splits = max(1, min(sms * programs_per_sm // programs, depth // block_k // least_steps, _MOST_SPLITS))
+    steps = depth // block_k
+    splits = max(1, min(sms * programs_per_sm // programs, steps // least_steps, _MOST_SPLITS))
+    splits = -(-steps // -(-steps // splits))  # as many as have steps to do
     return IntConfig(block_m, block_p, block_k, num_warps, num_stages, splits, "hopper")
 
 
