@@ -366,6 +366,7 @@ def int_case(
     group: int = 128,
     dtype: torch.dtype = torch.bfloat16,
     kind: torch.dtype = torch.int8,
+    gated: bool = False,
 ) -> Callable[[], None]:
     """One product."""
 
@@ -373,7 +374,7 @@ def int_case(
         rows, depth = 14336, 4096
         codes = torch.empty(rows, depth, dtype=kind if bits == 8 else torch.uint8)
         table = ints(depth // group, 2, rows) if bits == 4 else empty(depth // group, rows, dtype=torch.float32)
-        tiles = IntTiles(bits, codes, table, 1.0, rows * (2 if bits == 4 else 1), group)
+        tiles = IntTiles(bits, codes, table, 1.0, rows * (2 if bits == 4 else 1), group, gated)
         int_product(empty(tokens, depth, dtype=dtype), tiles, None, arrival_counters(CPU), config)
         expand(tiles, dtype)
 
@@ -396,6 +397,8 @@ for _tokens in (32, 64, 256):  # weights that do not fit Hopper's own kernel, an
     _tiles = IntTiles(4, torch.empty(14336, 4096), torch.empty(0), 1.0, 28672, 128)
     _int = int_config(_tokens, _tiles, 132, hopper=False)
     CASES[f"int4 g128 T{_tokens} staged or direct"] = int_case(_int, _tokens)
+for _tokens in (1, 16, 32, 64, 128):
+    CASES[f"int4 g128 T{_tokens} gated"] = int_case(None, _tokens, gated=True)
 CASES["int4 g32 T1"] = int_case(None, 1, group=32)
 CASES["int4 g16 T64"] = int_case(None, 64, group=16)
 CASES["int4 g32 T256"] = int_case(None, 256, group=32)

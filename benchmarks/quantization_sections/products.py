@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -212,7 +213,4 @@ def _copies(weight: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _tiles(tiles: IntTiles) -> list[IntTiles]:
-    return [
-        IntTiles(tiles.bits, codes, tiles.table, tiles.factor, tiles.width, tiles.group)
-        for codes in _copies(tiles.codes)
-    ]
+    return [dataclasses.replace(tiles, codes=codes) for codes in _copies(tiles.codes)]

@@ -22,14 +22,14 @@ SHAPES = [
 """Outputs, inputs, group; the last one does not fit Hopper's own kernel."""
 
 
-def random_tiles(width: int, depth: int, group: int, bits: int = 4):  # type: ignore[no-untyped-def]
+def random_tiles(width: int, depth: int, group: int, bits: int = 4, *, gated: bool = False):  # type: ignore[no-untyped-def]
     from services.worker.kernels.int_tiles import make_tiles
 
     kind, low, high = (torch.uint8, 0, 16) if bits == 4 else (torch.int8, -128, 128)
     codes = torch.randint(low, high, (width, depth), device="cuda").to(kind)
     scales = (torch.rand(width, depth // group, device="cuda") + 0.1) * depth**-0.5 / high
     offsets = -torch.randint(0, 16, scales.shape, device="cuda") * scales if bits == 4 else None
-    return make_tiles(bits, codes, scales, offsets)
+    return make_tiles(bits, codes, scales, offsets, gated=gated)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -48,6 +48,25 @@ def test_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
     for tokens in (1, 2, 8, 9, 16, 17, 31, 33, 64, 65, 128, 129, 256, 700):
         x = torch.randn(tokens, depth, device="cuda", dtype=dtype)
         assert_close(int_product(x, tiles, bias, counters), x.double() @ weight.T + bias.double())
+    assert not counters.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("width", "depth", "group"), SHAPES)
+def test_gated_products_of_every_size_of_batch_are_those_of_the_expanded_weight(
+    width: int, depth: int, group: int, dtype: torch.dtype
+) -> None:
+    from services.worker.kernels.arrivals import arrival_counters
+    from services.worker.kernels.int_product import int_product
+    from services.worker.kernels.int_tiles import expand
+
+    tiles = random_tiles(width, depth, group, gated=True)
+    weight, counters = expand(tiles, torch.float32).double(), arrival_counters(torch.device("cuda"))
+    bias = torch.randn(width, device="cuda", dtype=dtype)
+    for tokens in (1, 9, 17, 33, 65, 129, 700):
+        x = torch.randn(tokens, depth, device="cuda", dtype=dtype)
+        gate, up = (x.double() @ weight.T + bias.double()).chunk(2, dim=1)
+        assert_close(int_product(x, tiles, bias, counters), torch.nn.functional.silu(gate) * up)
     assert not counters.any()
 
 

@@ -32,8 +32,8 @@ _barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 def _codes_layout(
     rows: int, warps: int, registers: list[list[int]], lanes: list[list[int]], width: int
 ) -> gl.DistributedLinearLayout:
-    """Whose codes become a thread's part of the left operand, of which it has rows r and r + 8 of each sixteen: those of
-    one row of codes, whose even feature is the one and whose odd feature the other. Four threads share a row.
+    """Whose codes become a thread's part of the left operand. It has rows r and r + 8 of each sixteen there, which are
+    to be the two features of one row of codes; four threads share it.
 
     Args:
         registers: bases of a thread's places in a row.
@@ -190,6 +190,7 @@ def _hopper_product_kernel(
     DEPTH: gl.constexpr,
     GROUP: gl.constexpr,
     HAS_BIAS: gl.constexpr,
+    GATED: gl.constexpr,
     SPLITS: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_P: gl.constexpr,
@@ -282,8 +283,18 @@ def _hopper_product_kernel(
         for split in range(SPLITS):
             features += gl.load(partial + split * part_size + at, mask=inside, other=0.0, cache_modifier=".cg")
     if HAS_BIAS:
-        features += gl.load(bias + feature % (2 * ROWS)).to(gl.float32)[None, :]
-    gl.store(out + at, features.to(DTYPE), mask=inside)
+        bias_at = feature % 2 * ROWS + feature // 2 % ROWS if GATED else feature % (2 * ROWS)
+        features += gl.load(bias + bias_at).to(gl.float32)[None, :]
+    if GATED:
+        gate, up = features.reshape([BLOCK_M, BLOCK_P, 2]).split()
+        value = gate / (1.0 + gl.exp(-gate)) * up
+        GATED_OUT: gl.constexpr = value.type.layout
+        token = first_token + gl.arange(0, BLOCK_M, gl.SliceLayout(1, GATED_OUT))
+        row = first_row + gl.arange(0, BLOCK_P, gl.SliceLayout(0, GATED_OUT))
+        inside = (token < num_tokens)[:, None] & (row < ROWS)[None, :]
+        gl.store(out + (token * ROWS)[:, None] + row[None, :], value.to(DTYPE), mask=inside)
+    else:
+        gl.store(out + at, features.to(DTYPE), mask=inside)
 
 
 def hopper_product(
@@ -307,7 +318,7 @@ def hopper_product(
     _hopper_product_kernel[grid](
         x, tiles.codes.view(torch.int16), tiles.table, out if bias is None else bias, out, partial, arrivals, len(x),
         tiles.factor, x.stride(0),
-        ROWS=rows, DEPTH=depth, GROUP=tiles.group, HAS_BIAS=bias is not None, SPLITS=config.splits,
-        BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k, STAGES=config.num_stages,
-        num_warps=config.num_warps, **overlap(x.device),
+        ROWS=rows, DEPTH=depth, GROUP=tiles.group, HAS_BIAS=bias is not None, GATED=tiles.gated,
+        SPLITS=config.splits, BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k,
+        STAGES=config.num_stages, num_warps=config.num_warps, **overlap(x.device),
     )  # fmt: skip

@@ -22,6 +22,7 @@ from services.worker.kernels.int_codes import nibbles, scaled_nibbles
 from services.worker.kernels.int_config import IntConfig, fits_hopper, int_config, most_tokens
 from services.worker.kernels.int_tiles import IntTiles, halves
 from services.worker.kernels.overlap import let_the_next_begin, overlap, prefetch, wait_for_the_one_before
+from services.worker.kernels.silu_and_mul import gated
 
 _SUM_TOKENS = 16
 """Above, where codes are multiplied, a launch of its own adds up the inputs; below, the tensor cores do it beside the
@@ -68,6 +69,7 @@ def _int_product_kernel(
     BASE: tl.constexpr,
     ASM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    GATED: tl.constexpr,
     SUMMED: tl.constexpr,
     STAGED: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -156,7 +158,6 @@ def _int_product_kernel(
     acc_odd *= factor
     inside = (row < ROWS)[:, None] & real[None, :]
     FEATURES: tl.constexpr = 1 if BITS == 8 else 2
-    at = token[None, :] * (ROWS * FEATURES) + row[:, None] * FEATURES
     if SPLITS > 1:
         # Parts [S, FEATURES, T, ROWS]: what a program writes are whole lines of memory.
         half = num_tokens.to(tl.int64) * ROWS
@@ -174,13 +175,19 @@ def _int_product_kernel(
             acc += tl.load(part, mask=inside, other=0.0, cache_modifier=".cg")
             if BITS == 4:
                 acc_odd += tl.load(part + half, mask=inside, other=0.0, cache_modifier=".cg")
+    NEXT: tl.constexpr = 1 if GATED else FEATURES  # outputs from one row to the next, and from its even to its odd one
+    TO_ODD: tl.constexpr = ROWS if GATED else 1
     if HAS_BIAS:
-        acc += tl.load(bias + read_row * FEATURES).to(tl.float32)[:, None]
+        acc += tl.load(bias + read_row * NEXT).to(tl.float32)[:, None]
         if BITS == 4:
-            acc_odd += tl.load(bias + read_row * FEATURES + 1).to(tl.float32)[:, None]
-    tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside)
-    if BITS == 4:
-        tl.store(out + at + 1, acc_odd.to(out.dtype.element_ty), mask=inside)
+            acc_odd += tl.load(bias + read_row * NEXT + TO_ODD).to(tl.float32)[:, None]
+    at = token[None, :] * (ROWS * NEXT) + row[:, None] * NEXT
+    if GATED:
+        tl.store(out + at, gated(acc, acc_odd).to(out.dtype.element_ty), mask=inside)
+    else:
+        tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside)
+        if BITS == 4:
+            tl.store(out + at + TO_ODD, acc_odd.to(out.dtype.element_ty), mask=inside)
 
 
 def int_product(
@@ -199,13 +206,14 @@ def int_product(
         config: chosen by shape when None.
 
     Returns:
-        [T, N] in the dtype of `x`.
+        [T, N] in the dtype of `x`; silu(gate) * up [T, N / 2] of weights that are `gated`.
     """
     tokens, (rows, depth) = x.shape[0], tiles.codes.shape
     assert x.shape[1] == depth
     assert x.stride(1) == 1
     assert tokens * tiles.width < 1 << 31  # offsets of 32 bits, which leave more registers
-    out = torch.empty((tokens, tiles.width), dtype=x.dtype, device=x.device)
+    outputs = tiles.width // 2 if tiles.gated else tiles.width
+    out = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
     if tokens == 0:
         return out
     config = config or chosen_config(x, tiles)
@@ -227,7 +235,8 @@ def int_product(
         x.stride(0),
         ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
         BASE=128 if x.dtype == torch.bfloat16 else 1024 if x.dtype == torch.float16 else 0,
-        ASM=not INTERPRETED and x.dtype != torch.float32, HAS_BIAS=bias is not None, SUMMED=summed,
+        ASM=not INTERPRETED and x.dtype != torch.float32, HAS_BIAS=bias is not None,
+        GATED=tiles.gated, SUMMED=summed,
         STAGED=staged, SPLITS=config.splits,
         BLOCK_M=config.block_m, BLOCK_P=config.block_p, BLOCK_K=config.block_k,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",

@@ -22,25 +22,30 @@ class IntTiles:
 
     bits: int
     codes: torch.Tensor
-    """4 bits: uint8 [N / 2, K], the even feature in the low half of a byte and the odd one after it in the high half; 8
-    bits: int8 [N, K]."""
+    """4 bits: uint8 [N / 2, K], an even feature in the low half of a byte and the odd one after it in the high half, or
+    one of gate and one of up; 8 bits: int8 [N, K]."""
     table: torch.Tensor
-    """4 bits: int32 [groups, 2, N / 2], even features first, scale and offset as float16 in the low and high half; 8
-    bits: float32 [groups, N] scales."""
+    """4 bits: int32 [groups, 2, N / 2], of features in low halves first, scale and offset as float16 in the low and
+    high half; 8 bits: float32 [groups, N] scales."""
     factor: float
     """What scales and offsets in the table are to be multiplied by: a power of two, so that 16 bits are enough."""
     width: int
     group: int
     """Inputs that share a scale."""
+    gated: bool = False
+    """Of 4 bits: the first half of the outputs, in low halves of bytes, is the gate of the second."""
 
 
-def make_tiles(bits: int, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None) -> IntTiles:
+def make_tiles(
+    bits: int, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None, *, gated: bool = False
+) -> IntTiles:
     """Lay a weight out for the kernels.
 
     Args:
         codes: [N, K] uint8 in 0..15, N even; or int8.
         scales: [N, groups] float32.
         offsets: of the same shape, for 4 bits.
+        gated: for 4 bits, of gate and up.
     """
     width, depth = codes.shape
     group = depth // scales.shape[1]
@@ -51,8 +56,9 @@ def make_tiles(bits: int, codes: torch.Tensor, scales: torch.Tensor, offsets: to
     factor = 2.0 ** math.floor(math.log2(float(largest)))
     pairs = torch.stack((scales, offsets), dim=2).div_(factor).half()  # [N, groups, 2]
     words = pairs.contiguous().view(torch.int32).squeeze(2)
-    table = torch.stack((words[0::2].T, words[1::2].T), dim=1).contiguous()
-    return IntTiles(4, codes[0::2] | codes[1::2] << 4, table, factor, width, group)
+    low, high = (slice(width // 2), slice(width // 2, None)) if gated else (slice(0, None, 2), slice(1, None, 2))
+    table = torch.stack((words[low].T, words[high].T), dim=1).contiguous()
+    return IntTiles(4, codes[low] | codes[high] << 4, table, factor, width, group, gated)
 
 
 @triton.jit
@@ -73,6 +79,7 @@ def _expand_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     BITS: tl.constexpr,
+    GATED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
@@ -89,10 +96,12 @@ def _expand_kernel(
     else:
         words_at = table + group * 2 * ROWS + row[:, None]
         scale, offset = halves(tl.load(words_at, mask=inside, other=0))
-        out_at = out + 2 * row.to(tl.int64)[:, None] * DEPTH + depth[None, :]
+        low_row = row.to(tl.int64) * (1 if GATED else 2)
+        out_at = out + low_row[:, None] * DEPTH + depth[None, :]
+        FROM_LOW: tl.constexpr = (ROWS if GATED else 1) * DEPTH
         tl.store(out_at, (((tile & 15).to(tl.float32) * scale + offset) * factor).to(dtype), mask=inside)
         scale, offset = halves(tl.load(words_at + ROWS, mask=inside, other=0))
-        tl.store(out_at + DEPTH, (((tile >> 4).to(tl.float32) * scale + offset) * factor).to(dtype), mask=inside)
+        tl.store(out_at + FROM_LOW, (((tile >> 4).to(tl.float32) * scale + offset) * factor).to(dtype), mask=inside)
 
 
 def expand(tiles: IntTiles, dtype: torch.dtype) -> torch.Tensor:
@@ -102,6 +111,6 @@ def expand(tiles: IntTiles, dtype: torch.dtype) -> torch.Tensor:
     block_p, block_k = _EXPAND_BLOCK
     _expand_kernel[(triton.cdiv(rows, block_p), triton.cdiv(depth, block_k))](
         tiles.codes, tiles.table, out, tiles.factor, ROWS=rows, DEPTH=depth, GROUP=tiles.group, BITS=tiles.bits,
-        BLOCK_P=block_p, BLOCK_K=block_k, num_warps=4,
+        GATED=tiles.gated, BLOCK_P=block_p, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
     return out

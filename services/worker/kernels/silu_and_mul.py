@@ -12,6 +12,12 @@ BLOCK = 1024
 
 
 @triton.jit
+def gated(gate: tl.tensor, up: tl.tensor) -> tl.tensor:
+    """silu(gate) * up, all float32."""
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
 def _silu_and_mul_kernel(
     gate_up: tl.tensor,
     out: tl.tensor,
@@ -28,7 +34,7 @@ def _silu_and_mul_kernel(
     inside = column < WIDTH
     gate = tl.load(gate_up + token * in_stride + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + token * in_stride + WIDTH + column, mask=inside, other=0.0).to(tl.float32)
-    value = gate / (1.0 + tl.exp(-gate)) * up
+    value = gated(gate, up)
     tl.store(out + token * out_stride + column, value.to(out.dtype.element_ty), mask=inside)
 
 

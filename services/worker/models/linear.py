@@ -35,6 +35,12 @@ class MakeProduct(Protocol):
     def __call__(self, weight: Weight, dtype: torch.dtype) -> Product: ...
 
 
+class MakeGatedProduct(Protocol):
+    """`LayerOps.gated_product`"""
+
+    def __call__(self, weight: Weight, dtype: torch.dtype) -> Product | None: ...
+
+
 @dataclass(slots=True)
 class WeightBytes:
     """What a model's products take, as they are and as they would with plain weights. Filled while they are packed."""
@@ -91,20 +97,29 @@ class Linear:
             row += part.width
         return out
 
-    def pack(self) -> None:
-        """Bring the weights into their final layout. Call once, after loading."""
+    def pack(self, gated: MakeGatedProduct | None = None) -> bool:
+        """Bring the weights into their final layout. Call once, after loading.
+
+        Args:
+            gated: where the parts are gate and up, what may make of them a product that returns silu(gate) * up.
+
+        Returns:
+            Whether it did.
+        """
         weights = [self._fused] if self._fused is not None else beside(stored.read() for stored in self._stored)
         self._stored, self._fused = [], None
+        fused = gated(weights[0], self._dtype) if gated is not None and len(weights) == 1 else None
         row = 0
         for weight in weights:
             width = weight.shape[0]
-            product = self._make(weight, self._dtype)
+            product = fused or self._make(weight, self._dtype)
             self._products.append((product, slice(row, row + width)))
             self._sizes.add(weight, product.nbytes, self._dtype)
             row += width
+        return fused is not None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, in] -> [T, out]"""
+        """x: [T, in] -> [T, out], or half of that where `pack` said so"""
         if len(self._products) == 1:
             return self._products[0][0](x, self.bias)
         bias = self.bias

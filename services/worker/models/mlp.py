@@ -31,7 +31,7 @@ class GatedMlp:
 
     def __init__(self, hidden: int, intermediate: int, place: Place, *, bias: bool = False) -> None:
         take = place.shard.columns(intermediate), intermediate
-        self._ops, self._rank = place.ops, place.shard.rank
+        self._ops, self._rank, self._gated = place.ops, place.shard.rank, False
         self._gate_up = place.columns({"gate_proj": take, "up_proj": take}, hidden, bias=bias)
         self._down = place.rows("down_proj", take, hidden, bias=bias)
 
@@ -41,8 +41,9 @@ class GatedMlp:
     def pack(self) -> None:
         if self._rank != 0:  # a bias after a sum over ranks is added once
             self._down.bias = None
-        self._gate_up.pack()
+        self._gated = self._gate_up.pack(self._ops.gated_product)
         self._down.pack()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._down(self._ops.silu_and_mul(self._gate_up(x)))
+        inner = self._gate_up(x)
+        return self._down(inner if self._gated else self._ops.silu_and_mul(inner))

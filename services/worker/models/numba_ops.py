@@ -35,5 +35,8 @@ class NumbaOps:
         """Whole numbers stay what they are; 8-bit floats, which no instruction here multiplies, are expanded."""
         return NumbaIntProduct(weight) if isinstance(weight, IntWeight) else DenseProduct(expanded(weight, dtype))
 
+    def gated_product(self, weight: Weight, dtype: torch.dtype) -> Product | None:
+        return None
+
     def run_experts(self, experts: Experts) -> RunExperts:
         return GroupedExperts(experts, self.product)

@@ -30,6 +30,10 @@ class LayerOps(Protocol):
     def product(self, weight: Weight, dtype: torch.dtype) -> Product:
         """What computes with `weight`, which is loaded and becomes its own, and activations of `dtype`."""
 
+    def gated_product(self, weight: Weight, dtype: torch.dtype) -> Product | None:
+        """What computes silu(gate) * up [T, I] with `weight` [2 * I, in], gate first, in one; None: nothing here does,
+        and the weight is untouched."""
+
     def run_experts(self, experts: Experts) -> RunExperts:
         """What computes `experts`, which are loaded and become its own: it may keep them in another layout."""
 
@@ -49,6 +53,9 @@ class TorchOps:
     def product(self, weight: Weight, dtype: torch.dtype) -> Product:
         """Quantized weights are expanded."""
         return DenseProduct(expanded(weight, dtype))
+
+    def gated_product(self, weight: Weight, dtype: torch.dtype) -> Product | None:
+        return None
 
     def run_experts(self, experts: Experts) -> RunExperts:
         return GroupedExperts(experts, self.product)

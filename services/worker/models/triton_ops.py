@@ -12,7 +12,7 @@ from services.worker.models.experts import Experts, RunExperts
 from services.worker.models.linear import Product
 from services.worker.models.triton_experts import TritonExperts
 from services.worker.models.triton_product import TritonFp8Product, TritonIntProduct, fits_scaled_product
-from services.worker.quantization.weights import Fp8Weight, Weight
+from services.worker.quantization.weights import Fp8Weight, IntWeight, Weight
 
 
 class TritonOps:
@@ -33,6 +33,9 @@ class TritonOps:
         if isinstance(weight, Fp8Weight) and fits_scaled_product(weight, dtype):
             return TritonFp8Product(weight)
         return TritonIntProduct(weight)
+
+    def gated_product(self, weight: Weight, dtype: torch.dtype) -> Product | None:
+        return TritonIntProduct(weight, gated=True) if isinstance(weight, IntWeight) and weight.bits == 4 else None
 
     def run_experts(self, experts: Experts) -> RunExperts:
         return TritonExperts(experts)

@@ -17,6 +17,7 @@ from services.worker.kernels.fp8_product import fp8_product
 from services.worker.kernels.fp8_rows import fp8_rows
 from services.worker.kernels.int_product import expands, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
+from services.worker.kernels.silu_and_mul import silu_and_mul
 from services.worker.models.group_offsets import add_offsets
 from services.worker.quantization.weights import Fp8Weight, IntWeight
 
@@ -32,9 +33,13 @@ SCALED_UNIT = 16
 class TritonIntProduct:
     """Weights are expanded beside the tensor cores; for many tokens once, for a plain product."""
 
-    def __init__(self, weight: IntWeight | Fp8Weight) -> None:
-        self._width = weight.shape[0]
-        self._tiles = _tiles(weight)
+    def __init__(self, weight: IntWeight | Fp8Weight, *, gated: bool = False) -> None:
+        """
+        Args:
+            gated: the weight is that of gate and of up, of 4 bits, and silu(gate) * up is what is wanted.
+        """
+        self._width, self._gated = weight.shape[0], gated
+        self._tiles = _tiles(weight, gated)
         self._order = weight.order if isinstance(weight, IntWeight) else None
         self._offsets = weight.offsets if isinstance(weight, IntWeight) and weight.bits == 8 else None
         self.nbytes = self._tiles.codes.nbytes + self._tiles.table.nbytes
@@ -49,7 +54,8 @@ class TritonIntProduct:
     def _scaled(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Without the offsets of 8 bits."""
         if expands(x, self._tiles):
-            return F.linear(x, expand(self._tiles, x.dtype)[: self._width], bias)
+            out = F.linear(x, expand(self._tiles, x.dtype)[: self._width], bias)
+            return silu_and_mul(out) if self._gated else out
         if bias is not None and self._width < self._tiles.width:
             bias = F.pad(bias, (0, 1))
         return int_product(x, self._tiles, bias, _counters(x.device))[:, : self._width]
@@ -86,7 +92,7 @@ def fits_scaled_product(weight: Fp8Weight, dtype: torch.dtype) -> bool:
     )
 
 
-def _tiles(weight: IntWeight | Fp8Weight) -> IntTiles:
+def _tiles(weight: IntWeight | Fp8Weight, gated: bool = False) -> IntTiles:
     if isinstance(weight, Fp8Weight):
         return make_tiles(8, weight.codes, weight.scales, None)
     if weight.bits == 8:
@@ -95,4 +101,4 @@ def _tiles(weight: IntWeight | Fp8Weight) -> IntTiles:
     assert offsets is not None
     if len(codes) % 2:  # two features to a byte
         codes, scales, offsets = (F.pad(t, (0, 0, 0, 1)) for t in (codes, scales, offsets))
-    return make_tiles(4, codes, scales, offsets)
+    return make_tiles(4, codes, scales, offsets, gated=gated)

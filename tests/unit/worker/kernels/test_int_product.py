@@ -18,7 +18,9 @@ from tests.unit.worker.kernels.closeness import MATMUL_DTYPES, assert_close
 SMALL = IntConfig(block_m=16, block_p=16, block_k=16, num_warps=4, num_stages=2, splits=1)
 
 
-def random_weight(bits: int, width: int, depth: int, group: int, device: torch.device) -> tuple[IntTiles, torch.Tensor]:
+def random_weight(
+    bits: int, width: int, depth: int, group: int, device: torch.device, *, gated: bool = False
+) -> tuple[IntTiles, torch.Tensor]:
     """Tiles, and the weight that they are, in fp64."""
     groups = depth // group
     low, high, kind = (0, 16, torch.uint8) if bits == 4 else (-128, 128, torch.int8)
@@ -29,7 +31,7 @@ def random_weight(bits: int, width: int, depth: int, group: int, device: torch.d
     weight = codes.double() * scales.double().repeat_interleave(group, 1)
     if offsets is not None:
         weight += offsets.double().repeat_interleave(group, 1)
-    return make_tiles(bits, codes, scales, offsets), weight
+    return make_tiles(bits, codes, scales, offsets, gated=gated), weight
 
 
 @pytest.mark.parametrize("dtype", MATMUL_DTYPES)
@@ -57,6 +59,23 @@ def test_a_product_is_that_of_the_weight_it_stands_for(
         out = int_product(x, tiles, some_bias, counters, dataclasses.replace(SMALL, splits=splits, way=way))
         want = x.double() @ weight.T + (0 if some_bias is None else bias.double())
         assert_close(out, want)
+        assert not counters.any()
+
+
+@pytest.mark.parametrize("dtype", MATMUL_DTYPES)
+@pytest.mark.parametrize("way", ["direct", "staged"])
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize(("tokens", "width", "depth", "group"), [(1, 6, 64, 32), (3, 38, 96, 48), (19, 34, 128, 64)])
+def test_a_gated_product_is_that_of_its_two_halves(
+    tokens: int, width: int, depth: int, group: int, splits: int, way: Way, dtype: torch.dtype, device: torch.device
+) -> None:
+    tiles, weight = random_weight(4, width, depth, group, device, gated=True)
+    x, bias = (torch.randn(shape, device=device).to(dtype) for shape in ((tokens, depth), (width,)))
+    counters = arrival_counters(device)
+    for some_bias in (bias, None):
+        out = int_product(x, tiles, some_bias, counters, dataclasses.replace(SMALL, splits=splits, way=way))
+        gate, up = (x.double() @ weight.T + (0 if some_bias is None else bias.double())).chunk(2, dim=1)
+        assert_close(out, torch.nn.functional.silu(gate) * up)
         assert not counters.any()
 
 
@@ -93,9 +112,9 @@ def test_a_product_on_hopper_is_split_into_no_more_programs_than_run_at_once() -
             assert int_config(16, tiles, 132, hopper=True).way == "direct"
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_an_expanded_weight_is_exact_before_rounding(bits: int, device: torch.device) -> None:
-    tiles, weight = random_weight(bits, 70, 96, 32, device)
+@pytest.mark.parametrize(("bits", "gated"), [(4, False), (4, True), (8, False)])
+def test_an_expanded_weight_is_exact_before_rounding(bits: int, gated: bool, device: torch.device) -> None:
+    tiles, weight = random_weight(bits, 70, 96, 32, device, gated=gated)
     assert_close(expand(tiles, torch.float32), weight)
 
 

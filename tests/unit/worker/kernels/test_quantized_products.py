@@ -55,6 +55,28 @@ def test_products_are_those_of_the_weights_that_are_meant(
     assert product.nbytes < want.numel() * 4
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 21])
+@pytest.mark.parametrize("order", [None, torch.randperm(64)])
+def test_gate_and_up_of_4_bits_are_multiplied_and_gated_in_one(
+    order: torch.Tensor | None, tokens: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int_config, "_MOST_TOKENS", 16)
+    weight = int_weight(4, 36, 64, 32, order)
+    want = weight.expand().double()
+    x, bias = torch.randn(tokens, 64), torch.randn(36)
+    product = TritonOps().gated_product(_on(weight, device), torch.float32)
+    assert product is not None
+    for some in (bias, None):
+        out = product(x.to(device), None if some is None else some.to(device))
+        gate, up = (x.double() @ want.T + (0 if some is None else some.double())).chunk(2, dim=1)
+        assert_close(out, torch.nn.functional.silu(gate) * up, 5e-4)
+
+
+@pytest.mark.parametrize("weight", [int_weight(8, 16, 64, 32), fp8_of(torch.randn(16, 64)), torch.randn(16, 64)])
+def test_other_weights_have_no_gated_product(weight: Weight) -> None:
+    assert TritonOps().gated_product(weight, torch.float32) is None
+
+
 @pytest.mark.parametrize("tokens", [1, 16, 17, 40])
 def test_a_product_with_8_bit_activations_is_within_their_precision(tokens: int, device: torch.device) -> None:
     weight = fp8_of(torch.randn(48, 64))
