@@ -18,6 +18,7 @@ from services.worker.kernels.fp8_rows import fp8_rows
 from services.worker.kernels.int_product import expands, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from services.worker.models.group_offsets import add_offsets
+from services.worker.quantization.rounded import Fp8Rows
 from services.worker.quantization.weights import Fp8Weight, IntWeight
 
 _counters = functools.cache(arrival_counters)
@@ -64,13 +65,19 @@ class TritonFp8Product:
         self.nbytes = self._codes.nbytes + self._scales.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if len(x) <= PLAIN_TOKENS:
-            return int_product(x, self._tiles, bias, _counters(x.device))
-        codes, scales = fp8_rows(x)
+        if self.rounds(len(x)):
+            return self.of_rounded(fp8_rows(x), bias)
+        return int_product(x, self._tiles, bias, _counters(x.device))
+
+    def rounds(self, tokens: int) -> bool:
+        return tokens > PLAIN_TOKENS
+
+    def of_rounded(self, x: Fp8Rows, bias: Tensor | None) -> Tensor:
         if len(x) <= MOST_FP8_TOKENS:
-            return fp8_product(codes, scales, self._codes, self._scales, bias, _counters(x.device), x.dtype)
+            counters = _counters(x.codes.device)
+            return fp8_product(x.codes, x.scales, self._codes, self._scales, bias, counters, x.dtype)
         out: Tensor = torch._scaled_mm(
-            codes, self._codes.T, scales, self._scales, out_dtype=x.dtype, use_fast_accum=True
+            x.codes, self._codes.T, x.scales, self._scales, out_dtype=x.dtype, use_fast_accum=True
         )
         return out if bias is None else out.add_(bias)
 

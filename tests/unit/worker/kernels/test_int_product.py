@@ -113,11 +113,11 @@ def test_a_token_becomes_8_bit_floats_by_its_largest_value(
     block: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values of 8 bits times a power of two, so that no rounding hides a wrong scale; in several parts and in one."""
-    monkeypatch.setattr(fp8_rows_module, "_BLOCK", block)
+    monkeypatch.setattr(fp8_rows_module, "WIDEST", block)
     values = (torch.randn(4, 130, device=device) * 50).to(FP8).float()
     values[:, 107] = 448.0
     factors = torch.tensor([[2.0**-20], [1.0], [32.0], [0.0]], device=device)
-    codes, scales = fp8_rows(values * factors)
-    assert torch.equal(scales[:3], factors[:3])
-    assert torch.equal(codes[:3].float(), values[:3])
-    assert not codes[3].float().any()
+    rows = fp8_rows(values * factors)
+    assert torch.equal(rows.scales[:3], factors[:3])
+    assert torch.equal(rows.codes[:3].float(), values[:3])
+    assert not rows.codes[3].float().any()
