@@ -111,6 +111,32 @@ def test_activations_become_8_bit_floats_as_torch_rounds_them(tokens: int, width
     assert (rows.codes.view(torch.uint8) != want.view(torch.uint8)).float().mean() < 1e-3  # the division's last place
 
 
+@pytest.mark.parametrize("tokens", [1, 64, 300])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activations_that_are_rounded_where_they_are_made_equal_those_of_two_launches(
+    dtype: torch.dtype, tokens: int
+) -> None:
+    from services.worker.kernels.fp8_rows import fp8_rows
+    from services.worker.kernels.rms_norm import add_rms_norm, rms_norm
+    from services.worker.kernels.silu_and_mul import silu_and_mul
+    from services.worker.quantization.rounded import unfilled_rows
+
+    x, residual = (torch.randn(tokens, 4096, device="cuda", dtype=dtype) for _ in range(2))
+    weight, gate_up = (torch.randn(shape, device="cuda", dtype=dtype) for shape in (4096, (tokens, 2 * 14336)))
+    launches = [
+        (4096, lambda out: rms_norm(x, weight, 1e-6, out)),
+        (4096, lambda out: add_rms_norm(x, residual.clone(), weight, 1e-6, out)),
+        (14336, lambda out: silu_and_mul(gate_up, out)),
+    ]
+    for width, launch in launches:
+        plain, rounded = x.new_empty((tokens, width)), unfilled_rows(x, width)
+        launch(plain)
+        launch(rounded)
+        want = fp8_rows(plain)
+        assert torch.equal(rounded.scales, want.scales)
+        assert torch.equal(rounded.codes.view(torch.uint8), want.codes.view(torch.uint8))
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 16, 17, 100, 256, 300])
 def test_a_product_of_8_bit_floats_is_within_their_precision(tokens: int) -> None:
     from benchmarks.quantization_sections.products import chosen_fp8_product, fp8_weight
