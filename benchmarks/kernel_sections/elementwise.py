@@ -9,6 +9,7 @@ import torch
 from benchmarks.kernel_sections.timing import Ceilings, Report, graph_us, sets_needed
 from services.worker.kernels import rms_norm, rotary, silu_and_mul
 from services.worker.kernels.reference import elementwise as reference
+from services.worker.quantization.rounded import unfilled_rows
 
 BF16 = torch.bfloat16
 
@@ -18,7 +19,7 @@ def rand(*shape: int) -> torch.Tensor:
 
 
 def run(report: Report, ceilings: Ceilings) -> None:
-    for tokens in (1, 256, 8192):
+    for tokens in (1, 64, 256, 8192):
         _norm(report, ceilings, tokens, 4096)
         _silu(report, ceilings, tokens, 14336)
         _rotary(report, ceilings, tokens, 32, 8, 128, norm=False)
@@ -31,19 +32,20 @@ def _norm(report: Report, ceilings: Ceilings, tokens: int, hidden: int) -> None:
     x, residual = rand(tokens, hidden), rand(tokens, hidden)
     added = (x.float() + residual.float()).to(BF16)
     want = reference.rms_norm(added.double(), weight.double(), 1e-6)
-    rms_norm.add_rms_norm(x, residual, weight, 1e-6)
+    rms_norm.add_rms_norm(x, residual, weight, 1e-6, x)
     report.check(f"add_rms_norm T{tokens} N{hidden}", x, want, 5e-3)
     report.passed(f"add_rms_norm residual T{tokens} N{hidden}", torch.equal(residual, added))
-    report.check(
-        f"rms_norm T{tokens} N{hidden}",
-        rms_norm.rms_norm(residual, weight, 1e-6),
-        reference.rms_norm(residual.double(), weight.double(), 1e-6),
-        5e-3,
-    )
+    rms_norm.rms_norm(residual, weight, 1e-6, x)
+    want = reference.rms_norm(residual.double(), weight.double(), 1e-6)
+    report.check(f"rms_norm T{tokens} N{hidden}", x, want, 5e-3)
     moved = 4 * tokens * hidden * 2
     sets = [(rand(tokens, hidden), rand(tokens, hidden)) for _ in range(sets_needed(moved // 2))]
-    launches = [partial(rms_norm.add_rms_norm, x, residual, weight, 1e-6) for x, residual in sets]
+    launches = [partial(rms_norm.add_rms_norm, x, residual, weight, 1e-6, x) for x, residual in sets]
     report.time(f"add_rms_norm T{tokens} N{hidden}", graph_us(launches), limit_us=ceilings.bytes_us(moved))
+    rows = unfilled_rows(x, hidden)
+    launches = [partial(rms_norm.add_rms_norm, x, residual, weight, 1e-6, rows) for x, residual in sets]
+    limit_us = ceilings.bytes_us(moved - tokens * hidden)
+    report.time(f"add_rms_norm to fp8 T{tokens} N{hidden}", graph_us(launches), limit_us=limit_us)
 
 
 def _silu(report: Report, ceilings: Ceilings, tokens: int, width: int) -> None:
@@ -56,6 +58,10 @@ def _silu(report: Report, ceilings: Ceilings, tokens: int, width: int) -> None:
     report.check(f"silu_and_mul T{tokens}", sets[0][1][:64], reference.silu_and_mul(sets[0][0][:64].double()), 5e-3)
     launches = [partial(silu_and_mul.silu_and_mul, x, out) for x, out in sets]
     report.time(f"silu_and_mul T{tokens} I{width}", graph_us(launches), limit_us=ceilings.bytes_us(moved))
+    rows = unfilled_rows(sets[0][0], width)
+    launches = [partial(silu_and_mul.silu_and_mul, x, rows) for x, _ in sets]
+    limit_us = ceilings.bytes_us(moved - tokens * width)
+    report.time(f"silu_and_mul to fp8 T{tokens} I{width}", graph_us(launches), limit_us=limit_us)
 
 
 def _rotary(

@@ -30,6 +30,7 @@ from services.worker.kernels.silu_and_mul import silu_and_mul
 from services.worker.kernels.split_attention import split_attention
 from services.worker.kernels.split_plan import SplitConfig, plan_split, split_workspace
 from services.worker.kernels.token_logprobs import token_logprobs
+from services.worker.quantization.rounded import unfilled_rows
 
 CPU = torch.device("cpu")
 CASES: dict[str, Callable[[], None]] = {}
@@ -45,10 +46,11 @@ def ints(*shape: int) -> torch.Tensor:
 
 def _elementwise() -> None:
     for hidden in (1024, 4096):
-        rms_norm(empty(2, hidden), empty(hidden), 1e-6)
-        add_rms_norm(empty(2, hidden), empty(2, hidden), empty(hidden), 1e-6)
+        x, residual, weight = empty(2, hidden), empty(2, hidden), empty(hidden)
+        rms_norm(x, weight, 1e-6, x)
+        add_rms_norm(x, residual, weight, 1e-6, x)
     head_rms_norm(empty(2, 16, 128), empty(128), 1e-6)
-    silu_and_mul(empty(2, 2 * 14336))
+    silu_and_mul(empty(2, 2 * 14336), empty(2, 14336))
     norm = (empty(128), empty(128), 1e-6)
     for heads, qk_norm in ((32, None), (16, norm)):
         rotate_and_store(
@@ -458,3 +460,20 @@ def _fp8_rows() -> None:
 
 
 CASES["fp8 rows"] = _fp8_rows
+
+
+def rounding_case(dtype: torch.dtype) -> Callable[[], None]:
+    """What computes activations and rounds them at once."""
+
+    def launch() -> None:
+        x, residual, weight = (empty(*shape, dtype=dtype) for shape in ((2, 4096), (2, 4096), (4096,)))
+        rms_norm(x, weight, 1e-6, unfilled_rows(x, 4096))
+        add_rms_norm(x, residual, weight, 1e-6, unfilled_rows(x, 4096))
+        gate_up = empty(2, 2 * 14336, dtype=dtype)
+        silu_and_mul(gate_up, unfilled_rows(gate_up, 14336))
+
+    return launch
+
+
+for _dtype in (torch.float16, torch.bfloat16):
+    CASES[f"fp8 rows made from {str(_dtype).removeprefix('torch.')}"] = rounding_case(_dtype)

@@ -106,7 +106,8 @@ def _four_bits(weight: torch.Tensor) -> ExpertCodes:
 
 
 def _eight_bits(weight: torch.Tensor) -> ExpertCodes:
-    return ExpertCodes(*fp8_rows(weight), offsets=None, order=None)
+    rows = fp8_rows(weight)
+    return ExpertCodes(rows.codes, rows.scales, offsets=None, order=None)
 
 
 def _routing(num_experts: int, top_k: int, tokens: int, hidden: int) -> Routing:

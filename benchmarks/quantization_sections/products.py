@@ -69,8 +69,8 @@ def int4_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def fp8_weight(weight: torch.Tensor) -> Rounded:
-    codes, scales = fp8_rows(weight)
-    return codes, scales.T.contiguous()
+    rows = fp8_rows(weight)
+    return rows.codes, rows.scales.T.contiguous()
 
 
 def int4_product(x: torch.Tensor, tiles: IntTiles, arrivals: torch.Tensor) -> torch.Tensor:
@@ -86,9 +86,9 @@ def chosen_fp8_product(weight: Rounded) -> TritonFp8Product:
 
 def fp8_mm(x: torch.Tensor, weight: Rounded) -> torch.Tensor:
     """As torch multiplies."""
-    codes, scales = fp8_rows(x)
+    rows = fp8_rows(x)
     out: torch.Tensor = torch._scaled_mm(
-        codes, weight[0].T, scale_a=scales, scale_b=weight[1], out_dtype=x.dtype, use_fast_accum=True
+        rows.codes, weight[0].T, scale_a=rows.scales, scale_b=weight[1], out_dtype=x.dtype, use_fast_accum=True
     )
     return out
 
@@ -97,17 +97,17 @@ def _check(report: Report, name: str, tokens: int, int4: IntTiles, fp8: Rounded)
     """Against fp64 products of the weights as they are rounded; `fp8_sums`: of the activations as they are, too."""
     x = torch.randn(tokens, int4.codes.shape[1], device="cuda", dtype=torch.bfloat16)
     arrivals = arrival_counters(x.device)
-    codes, scales = fp8_rows(x)
+    rows = fp8_rows(x)
     runs: dict[str, Callable[[], torch.Tensor]] = {
         "int4": partial(int_product, x, int4, None, arrivals),
         "fp8": partial(chosen_fp8_product(fp8), x, None),
         "fp8_mm": partial(fp8_mm, x, fp8),
-        "fp8_sums": partial(fp8_product, codes, scales, *fp8, None, arrivals, x.dtype),
+        "fp8_sums": partial(fp8_product, rows.codes, rows.scales, *fp8, None, arrivals, x.dtype),
     }
     weight = (fp8[0].float() * fp8[1].T).double()
     wants = dict.fromkeys(("fp8", "fp8_mm"), x.double() @ weight.T)
     wants["int4"] = x.double() @ expand(int4, torch.float32).double().T
-    wants["fp8_sums"] = (codes.double() * scales.double()) @ weight.T
+    wants["fp8_sums"] = (rows.codes.double() * rows.scales.double()) @ weight.T
     row: Row = {"name": f"{name} T{tokens}", "repeatable": True}
     for kind, run in runs.items():
         out = run()
@@ -171,7 +171,10 @@ def _search_fp8(report: Report, ceilings: Ceilings, name: str, tokens: int, fp8:
     arrivals = arrival_counters(x.device)
     rounded, copies = fp8_rows(x), _copies(fp8[0])
     runs: dict[Tile, list[Callable[[], Any]]] = {
-        config: [partial(fp8_product, *rounded, w, fp8[1], None, arrivals, x.dtype, config) for w in copies]
+        config: [
+            partial(fp8_product, rounded.codes, rounded.scales, w, fp8[1], None, arrivals, x.dtype, config)
+            for w in copies
+        ]
         for config in FP8_CANDIDATES[tokens]
     }
     report.note(f"   fp8 {name} T{tokens} rounding of activations {graph_us([partial(fp8_rows, x)]):8.2f} us")

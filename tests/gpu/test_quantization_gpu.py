@@ -124,10 +124,36 @@ def test_activations_become_8_bit_floats_as_torch_rounds_them(tokens: int, width
     from services.worker.kernels.fp8_rows import FP8, MOST, fp8_rows
 
     x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) * 30
-    codes, scales = fp8_rows(x)
-    torch.testing.assert_close(scales, x.float().abs().amax(1, keepdim=True) / MOST)
-    want = (x.float() / scales).clamp(-MOST, MOST).to(FP8)
-    assert (codes.view(torch.uint8) != want.view(torch.uint8)).float().mean() < 1e-3  # the division's last place
+    rows = fp8_rows(x)
+    torch.testing.assert_close(rows.scales, x.float().abs().amax(1, keepdim=True) / MOST)
+    want = (x.float() / rows.scales).clamp(-MOST, MOST).to(FP8)
+    assert (rows.codes.view(torch.uint8) != want.view(torch.uint8)).float().mean() < 1e-3  # the division's last place
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 300])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activations_that_are_rounded_where_they_are_made_equal_those_of_two_launches(
+    dtype: torch.dtype, tokens: int
+) -> None:
+    from services.worker.kernels.fp8_rows import fp8_rows
+    from services.worker.kernels.rms_norm import add_rms_norm, rms_norm
+    from services.worker.kernels.silu_and_mul import silu_and_mul
+    from services.worker.quantization.rounded import unfilled_rows
+
+    x, residual = (torch.randn(tokens, 4096, device="cuda", dtype=dtype) for _ in range(2))
+    weight, gate_up = (torch.randn(shape, device="cuda", dtype=dtype) for shape in (4096, (tokens, 2 * 14336)))
+    launches = [
+        (4096, lambda out: rms_norm(x, weight, 1e-6, out)),
+        (4096, lambda out: add_rms_norm(x, residual.clone(), weight, 1e-6, out)),
+        (14336, lambda out: silu_and_mul(gate_up, out)),
+    ]
+    for width, launch in launches:
+        plain, rounded = x.new_empty((tokens, width)), unfilled_rows(x, width)
+        launch(plain)
+        launch(rounded)
+        want = fp8_rows(plain)
+        assert torch.equal(rounded.scales, want.scales)
+        assert torch.equal(rounded.codes.view(torch.uint8), want.codes.view(torch.uint8))
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 16, 17, 100, 256, 300])
@@ -148,13 +174,14 @@ def test_products_of_8_bit_floats_are_those_of_the_rounded_operands(width: int, 
     from services.worker.kernels.fp8_product import fp8_product
     from services.worker.kernels.fp8_rows import fp8_rows
 
-    codes, scales = fp8_rows(torch.randn(width, depth, device="cuda") * depth**-0.5)
+    rows = fp8_rows(torch.randn(width, depth, device="cuda") * depth**-0.5)
+    codes, scales = rows.codes, rows.scales
     weight, counters = codes.double() * scales.double(), arrival_counters(codes.device)
     bias = torch.randn(width, device="cuda", dtype=torch.bfloat16)
     for tokens in (17, 33, 64, 100, 200, 256):
-        x, x_scales = fp8_rows(torch.randn(tokens, depth, device="cuda", dtype=torch.bfloat16))
-        out = fp8_product(x, x_scales, codes, scales.T.contiguous(), bias, counters, torch.bfloat16)
-        assert_close(out, (x.double() * x_scales.double()) @ weight.T + bias.double())
+        x = fp8_rows(torch.randn(tokens, depth, device="cuda", dtype=torch.bfloat16))
+        out = fp8_product(x.codes, x.scales, codes, scales.T.contiguous(), bias, counters, torch.bfloat16)
+        assert_close(out, (x.codes.double() * x.scales.double()) @ weight.T + bias.double())
     assert not counters.any()
 
 
@@ -165,13 +192,15 @@ def test_a_captured_product_of_8_bit_floats_follows_its_inputs_and_repeats_itsel
     from services.worker.kernels.fp8_rows import fp8_rows
 
     assert fp8_config(tokens, 4096, 14336, 132).splits > 1
-    codes, scales = fp8_rows(torch.randn(4096, 14336, device="cuda") / 120)
+    rows = fp8_rows(torch.randn(4096, 14336, device="cuda") / 120)
+    codes, scales = rows.codes, rows.scales
     weight, scales, counters = codes.double() * scales.double(), scales.T.contiguous(), arrival_counters(codes.device)
     x = torch.randn(tokens, 14336, device="cuda", dtype=torch.bfloat16)
 
     def launch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rounded, x_scales = fp8_rows(x)
-        return rounded, x_scales, fp8_product(rounded, x_scales, codes, scales, None, counters, x.dtype)
+        rounded = fp8_rows(x)
+        out = fp8_product(rounded.codes, rounded.scales, codes, scales, None, counters, x.dtype)
+        return rounded.codes, rounded.scales, out
 
     launch()  # compiles
     graph = torch.cuda.CUDAGraph()

@@ -246,7 +246,10 @@ def _product(
     _, rows, depth = tiles.codes.shape
     if gated and tiles.bits == 8:
         rows //= 2
-    inputs, scales = fp8_rows(x) if config.operands == "rounded" else (x, tiles.table)
+    inputs, scales = x, tiles.table
+    if config.operands == "rounded":
+        rounded = fp8_rows(x)
+        inputs, scales = rounded.codes, rounded.scales
     order = tiles.factors if tiles.order is None else tiles.order
     groups = triton.cdiv(blocks.block_experts.shape[0], BLOCK_GROUP)
     _packed_product_kernel[(groups * BLOCK_GROUP * triton.cdiv(rows, config.block_p), splits)](

@@ -13,6 +13,7 @@ from services.worker.models.expert_weights import ExpertWeights
 from services.worker.models.experts import RunExperts
 from services.worker.models.mlp import GatedMlp, Mlp
 from services.worker.models.place import Place
+from services.worker.quantization.rounded import Activations
 from shared.checkpoint.target import Target, under
 from shared.model_config import ModelConfig
 from shared.moe_config import MoeConfig
@@ -36,7 +37,12 @@ class ExpertMlp:
         self._router.pack()
         self._run, self._weights = self._ops.run_experts(self._weights.read()), None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def rounds(self, tokens: int) -> bool:
+        """Never: the router reads them as they are."""
+        return False
+
+    def __call__(self, x: Activations) -> Tensor:
+        assert isinstance(x, Tensor)
         assert self._run is not None, "not packed yet"
         return self._run(x, self._router(x))
 
@@ -57,7 +63,10 @@ class SharedExpertMlp:
         self._shared.pack()
         self._gate.pack()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def rounds(self, tokens: int) -> bool:
+        return self._routed.rounds(tokens)
+
+    def __call__(self, x: Activations) -> Tensor:
         shared = self._shared(x).mul_(self._gate(x).sigmoid_())
         return self._routed(x).add_(shared)
 

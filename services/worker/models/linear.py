@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from services.worker.quantization.rounded import Activations, Fp8Rows, Reader
 from services.worker.quantization.stored import Part, Stored
 from services.worker.quantization.weights import Weight, beside
 from shared.checkpoint.target import Target
@@ -27,6 +28,14 @@ class Product(Protocol):
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x: [T, in], bias: [out] -> [T, out]"""
+
+
+@runtime_checkable
+class RoundingProduct(Product, Reader, Protocol):
+    """One that rounds activations of many tokens before it multiplies them."""
+
+    def of_rounded(self, x: Fp8Rows, bias: Tensor | None) -> Tensor:
+        """As when called with what was rounded to `x`."""
 
 
 class MakeProduct(Protocol):
@@ -84,6 +93,7 @@ class Linear:
         self._parts, self._stored, self._fused, self._unbiased = list(parts), list(stored), fused, unbiased
         self._make, self._dtype, self._sizes = make, dtype, sizes
         self._products: list[tuple[Product, slice]] = []
+        self._rounding: RoundingProduct | None = None
 
     def targets(self) -> dict[str, Target]:
         """The parts' tensors by their local names."""
@@ -116,10 +126,19 @@ class Linear:
             self._products.append((product, slice(row, row + width)))
             self._sizes.add(weight, product.nbytes, self._dtype)
             row += width
+        only = self._products[0][0] if len(self._products) == 1 else None
+        self._rounding = only if isinstance(only, RoundingProduct) else None
         return fused is not None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def rounds(self, tokens: int) -> bool:
+        """As a `Reader` says."""
+        return self._rounding is not None and self._rounding.rounds(tokens)
+
+    def __call__(self, x: Activations) -> Tensor:
         """x: [T, in] -> [T, out], or half of that where `pack` said so"""
+        if isinstance(x, Fp8Rows):
+            assert self._rounding is not None
+            return self._rounding.of_rounded(x, self.bias)
         if len(self._products) == 1:
             return self._products[0][0](x, self.bias)
         bias = self.bias

@@ -96,7 +96,7 @@ class LlamaModel:
 
     def logits(self, hidden: Tensor) -> Tensor | None:
         """[N, V] in the model's dtype for `hidden` [N, hidden], on rank 0; None on the other ranks."""
-        h = self._ops.add_rms_norm(hidden, None, self._norm, self.config.rms_norm_eps)
+        h = self._ops.add_rms_norm(hidden, None, self._norm, self.config.rms_norm_eps, self._head)
         return self._comm.gather_columns(self._head(h), self._shard.vocab_widths)
 
 
@@ -139,9 +139,9 @@ class _Layer:
         Returns what the MLP adds: the next norm adds it, in one pass with its own work.
         """
         ops, all_reduce = self._ops, self._comm.all_reduce
-        h = ops.add_rms_norm(residual, delta, self._norm_in, self._eps)
+        h = ops.add_rms_norm(residual, delta, self._norm_in, self._eps, self._qkv)
         attended = attend(index, self._qkv(h), rotation, self._qk_norm)
-        h = ops.add_rms_norm(residual, all_reduce(self._o(attended)), self._norm_mlp, self._eps)
+        h = ops.add_rms_norm(residual, all_reduce(self._o(attended)), self._norm_mlp, self._eps, self._mlp)
         return all_reduce(self._mlp(h))
 
 

@@ -10,10 +10,11 @@ from typing import Protocol
 from torch import Tensor
 
 from services.worker.models.place import Place
+from services.worker.quantization.rounded import Activations, Reader
 from shared.checkpoint.target import Target
 
 
-class Mlp(Protocol):
+class Mlp(Reader, Protocol):
     """Weights and arithmetic of one rank. What the ranks return adds up: the caller sums over them, once."""
 
     def targets(self) -> dict[str, Target]:
@@ -22,7 +23,7 @@ class Mlp(Protocol):
     def pack(self) -> None:
         """Bring weights into their final layout. Call once, after loading."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Activations) -> Tensor:
         """[T, hidden] -> [T, hidden], this rank's share of the sum"""
 
 
@@ -44,6 +45,9 @@ class GatedMlp:
         self._gated = self._gate_up.pack(self._ops.gated_product)
         self._down.pack()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def rounds(self, tokens: int) -> bool:
+        return self._gate_up.rounds(tokens)
+
+    def __call__(self, x: Activations) -> Tensor:
         inner = self._gate_up(x)
-        return self._down(inner if self._gated else self._ops.silu_and_mul(inner))
+        return self._down(inner if self._gated else self._ops.silu_and_mul(inner, self._down))

@@ -12,13 +12,16 @@ from services.worker.models.dense_product import DenseProduct
 from services.worker.models.experts import Experts, GroupedExperts, RunExperts
 from services.worker.models.linear import Product
 from services.worker.models.numba_product import NumbaIntProduct
+from services.worker.quantization.rounded import Reader
 from services.worker.quantization.weights import IntWeight, Weight, expanded
 
 
 class NumbaOps:
     """One pass over the data each; experts are as with `TorchOps`."""
 
-    def add_rms_norm(self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    def add_rms_norm(
+        self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, reader: Reader
+    ) -> Tensor:
         if delta is None:
             out = residual.new_empty(residual.shape)
             rms_norm.rms_norm(residual.numpy(), weight.numpy(), np.float32(eps), out.numpy())
@@ -26,7 +29,7 @@ class NumbaOps:
         rms_norm.add_rms_norm(residual.numpy(), delta.numpy(), weight.numpy(), np.float32(eps))
         return delta
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+    def silu_and_mul(self, gate_up: Tensor, reader: Reader) -> Tensor:
         out = gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
         silu_and_mul(gate_up.numpy(), out.numpy())
         return out

@@ -15,17 +15,23 @@ from torch import Tensor
 from services.worker.models.dense_product import DenseProduct
 from services.worker.models.experts import Experts, GroupedExperts, RunExperts
 from services.worker.models.linear import Product
+from services.worker.quantization.rounded import Activations, Reader
 from services.worker.quantization.weights import Weight, expanded
 
 
 class LayerOps(Protocol):
     """Stateless. Called by model files."""
 
-    def add_rms_norm(self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-        """Add `delta` [T, N] to `residual` [T, N] in place and return the norm of the sum; `delta` may be used up."""
+    def add_rms_norm(
+        self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, reader: Reader
+    ) -> Activations:
+        """Add `delta` [T, N] to `residual` [T, N] in place and return the norm of the sum; `delta` may be used up.
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up of [T, 2 * I], gate first: [T, I]"""
+        The result is for `reader`: it may be rounded already if that would round it.
+        """
+
+    def silu_and_mul(self, gate_up: Tensor, reader: Reader) -> Activations:
+        """silu(gate) * up of [T, 2 * I], gate first: [T, I], for `reader` as above."""
 
     def product(self, weight: Weight, dtype: torch.dtype) -> Product:
         """What computes with `weight`, which is loaded and becomes its own, and activations of `dtype`."""
@@ -41,12 +47,14 @@ class LayerOps(Protocol):
 class TorchOps:
     """PyTorch operators, any device."""
 
-    def add_rms_norm(self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    def add_rms_norm(
+        self, residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, reader: Reader
+    ) -> Tensor:
         if delta is not None:
             residual.add_(delta)
         return F.rms_norm(residual, weight.shape, weight, eps)
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+    def silu_and_mul(self, gate_up: Tensor, reader: Reader) -> Tensor:
         gate, up = gate_up.chunk(2, dim=1)
         return F.silu(gate).mul_(up)
 

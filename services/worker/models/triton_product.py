@@ -19,6 +19,7 @@ from services.worker.kernels.int_product import expands, int_product
 from services.worker.kernels.int_tiles import IntTiles, expand, make_tiles
 from services.worker.kernels.silu_and_mul import silu_and_mul
 from services.worker.models.group_offsets import add_offsets
+from services.worker.quantization.rounded import Fp8Rows
 from services.worker.quantization.weights import Fp8Weight, IntWeight
 
 _counters = functools.cache(arrival_counters)
@@ -55,7 +56,11 @@ class TritonIntProduct:
         """Without the offsets of 8 bits."""
         if expands(x, self._tiles):
             out = F.linear(x, expand(self._tiles, x.dtype)[: self._width], bias)
-            return silu_and_mul(out) if self._gated else out
+            if not self._gated:
+                return out
+            gated = out.new_empty((len(x), self._width // 2))
+            silu_and_mul(out, gated)
+            return gated
         if bias is not None and self._width < self._tiles.width:
             bias = F.pad(bias, (0, 1))
         return int_product(x, self._tiles, bias, _counters(x.device))[:, : self._width]
@@ -70,13 +75,19 @@ class TritonFp8Product:
         self.nbytes = self._codes.nbytes + self._scales.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if len(x) <= PLAIN_TOKENS:
-            return int_product(x, self._tiles, bias, _counters(x.device))
-        codes, scales = fp8_rows(x)
+        if self.rounds(len(x)):
+            return self.of_rounded(fp8_rows(x), bias)
+        return int_product(x, self._tiles, bias, _counters(x.device))
+
+    def rounds(self, tokens: int) -> bool:
+        return tokens > PLAIN_TOKENS
+
+    def of_rounded(self, x: Fp8Rows, bias: Tensor | None) -> Tensor:
         if len(x) <= MOST_FP8_TOKENS:
-            return fp8_product(codes, scales, self._codes, self._scales, bias, _counters(x.device), x.dtype)
+            counters = _counters(x.codes.device)
+            return fp8_product(x.codes, x.scales, self._codes, self._scales, bias, counters, x.dtype)
         out: Tensor = torch._scaled_mm(
-            codes, self._codes.T, scales, self._scales, out_dtype=x.dtype, use_fast_accum=True
+            x.codes, self._codes.T, x.scales, self._scales, out_dtype=x.dtype, use_fast_accum=True
         )
         return out if bias is None else out.add_(bias)
 

@@ -58,6 +58,14 @@ def fresh_random_inputs() -> None:
 
 
 @pytest.fixture
+def scaled_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of 8-bit floats are multiplied as on a card that can, whatever the device and the dtype here."""
+    monkeypatch.setattr(
+        "services.worker.models.triton_ops.fits_scaled_product", lambda weight, _: weight.scales.shape[1] == 1
+    )
+
+
+@pytest.fixture
 def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine's mixed programs from 8 tokens on: the interpreter takes as long for padding as for tokens."""
     monkeypatch.setattr("services.worker.mixed_program.SIZES", [8, 16, 32, 64, 128])

@@ -37,7 +37,7 @@ def test_add_rms_norm_updates_the_residual_and_norms_its_rounded_value(
     weight = random(width, dtype=dtype, device=device)
     added = (x.float() + residual.float()).to(dtype)
     want = elementwise.rms_norm(added.double(), weight.double(), 1e-6)
-    rms_norm.add_rms_norm(x, residual, weight, 1e-6)
+    rms_norm.add_rms_norm(x, residual, weight, 1e-6, x)
     assert_close(residual, added)
     if residual.is_cuda:  # the interpreter truncates where the hardware rounds
         assert torch.equal(residual, added)

@@ -85,9 +85,9 @@ def operands(
         torch.randn(rows, depth, device=device) * 2.0 ** torch.randint(-3, 4, (rows, 1), device=device)
         for rows in (tokens, width)
     )
-    (x_codes, x_scales), (codes, scales) = fp8_rows(x), fp8_rows(weight)
-    want = (x_codes.double() * x_scales.double()) @ (codes.double() * scales.double()).T
-    return (x_codes, x_scales), codes, scales.T.contiguous(), want
+    inputs, outputs = fp8_rows(x), fp8_rows(weight)
+    want = (inputs.codes.double() * inputs.scales.double()) @ (outputs.codes.double() * outputs.scales.double()).T
+    return (inputs.codes, inputs.scales), outputs.codes, outputs.scales.T.contiguous(), want
 
 
 def accuracy(dtype: torch.dtype, device: torch.device) -> float:

@@ -157,5 +157,5 @@ def test_activations_of_8_bits_are_multiplied_as_they_are_rounded(device: torch.
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:
-    codes, scales = fp8_rows(x)
-    return codes.double() * scales.double()
+    rows = fp8_rows(x)
+    return rows.codes.double() * rows.scales.double()

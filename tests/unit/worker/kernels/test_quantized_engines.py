@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from services.worker.kernels.reference import experts as reference
+from services.worker.models import triton_ops
 from services.worker.models.expert_weights import ExpertWeights
+from services.worker.models.linear import Linear
 from services.worker.models.place import Place
 from services.worker.models.triton_ops import TritonOps
+from services.worker.quantization.rounded import Fp8Rows, unfilled_rows
 from services.worker.quantization.scheme import choose_scheme
 from services.worker.tensor_parallel import Alone, Shard
 from shared.moe_config import MoeConfig
@@ -43,6 +46,28 @@ def test_experts_stay_packed_and_compute_what_is_meant(
     # Two experts that are nearly as likely may change places at a position, so most positions count and not all.
     assert np.median(np.abs(ours - wanted).max(axis=1)) < 5e-3
     assert not any("were expanded" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("model", ["llama", "mixtral"])
+@pytest.mark.usefixtures("small_programs", "scaled_products")
+def test_activations_that_are_rounded_where_they_are_made_change_no_bit(
+    tmp_path: Path, model: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = plain_checkpoint(model, tmp_path / "plain")
+    quantized_checkpoint(plain, "compressed-tensors fp8 channel", tmp_path / "quantized", tmp_path / "meant")
+    widths: set[int] = set()
+
+    def counted(x: torch.Tensor, width: int) -> Fp8Rows:
+        widths.add(width)
+        return unfilled_rows(x, width)
+
+    monkeypatch.setattr(triton_ops, "unfilled_rows", counted)
+    flags = {"device": device.type, "attention_backend": "triton", **SMALL, "max_prefill_tokens": 32}
+    at_once = every_logprob(Driver(make_engine(tmp_path / "quantized", **flags)), prompt(18), chunk=18)
+    assert widths == ({128} if model == "mixtral" else {128, 256})
+    monkeypatch.setattr(Linear, "rounds", lambda self, tokens: False)
+    later = every_logprob(Driver(make_engine(tmp_path / "quantized", **flags)), prompt(18), chunk=18)
+    assert np.array_equal(at_once, later)
 
 
 @pytest.mark.parametrize("case", ["awq 32", "compressed-tensors int4 zero points -1", "fp8 block", "fp8 tensor"])

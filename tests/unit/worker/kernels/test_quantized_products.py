@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from services.worker.kernels import int_config
+from services.worker.kernels.fp8_rows import fp8_rows
 from services.worker.models import triton_product
+from services.worker.models.linear import Linear, WeightBytes
+from services.worker.models.ops import LayerOps, TorchOps
 from services.worker.models.triton_ops import TritonOps
+from services.worker.quantization.stored import Part, Stored
 from services.worker.quantization.weights import FP8, Fp8Weight, IntWeight, Weight, fp8_of
 from tests.unit.worker.kernels.closeness import assert_close
 
@@ -85,6 +90,48 @@ def test_a_product_with_8_bit_activations_is_within_their_precision(tokens: int,
     for some in (bias, None):
         out = product(x.to(device), None if some is None else some.to(device))
         assert_close(out, x.double() @ weight.expand().double().T + (0 if some is None else some.double()), 6e-2)
+
+
+@pytest.mark.usefixtures("scaled_products")
+def test_a_product_takes_rows_that_are_rounded_already_from_17_tokens_on(device: torch.device) -> None:
+    weight, bias = fp8_of(torch.randn(48, 64)), torch.randn(48, device=device)
+    linear = _linear([_on(weight, device)], TritonOps(), bias)
+    assert [linear.rounds(tokens) for tokens in (1, 16, 17, 40, 5000)] == [False, False, True, True, True]
+    x = torch.randn(17, 64, device=device)
+    assert torch.equal(linear(fp8_rows(x)), linear(x))
+
+
+@pytest.mark.usefixtures("scaled_products")
+@pytest.mark.parametrize("ops", [TritonOps(), TorchOps()], ids=["triton", "torch"])
+@pytest.mark.parametrize(
+    "makes",
+    [["int4"], ["int8"], ["plain"], ["fp8 by output", "plain of as many inputs"]],
+    ids=["int4", "int8", "plain", "partly fp8"],
+)
+def test_other_products_want_activations_as_they_are(makes: list[str], ops: LayerOps, device: torch.device) -> None:
+    plain = {"plain": lambda: torch.randn(20, 96), "plain of as many inputs": lambda: torch.randn(20, 64)}
+    weights = [(WEIGHTS | plain)[make]() for make in makes]
+    linear = _linear([w.to(device) if isinstance(w, torch.Tensor) else _on(w, device) for w in weights], ops, None)
+    assert not any(linear.rounds(tokens) for tokens in (1, 17, 5000))
+
+
+def test_products_that_no_kernel_multiplies_in_8_bits_want_activations_as_they_are(device: torch.device) -> None:
+    for make in ("fp8 by output", "fp8 by group"):
+        assert not _linear([_on(WEIGHTS[make](), device)], TritonOps(), None).rounds(5000)
+
+
+def _linear(weights: list[Weight], ops: LayerOps, bias: torch.Tensor | None) -> Linear:
+    """Packed, and as wide as all of the weights."""
+    parts = [Part(f"part{i}", slice(0, len_), len_, slice(0, depth), depth)
+             for i, (len_, depth) in enumerate(weight.shape for weight in weights)]  # fmt: skip
+    stored = [Stored({}, partial(_same, weight)) for weight in weights]
+    linear = Linear(parts, stored, bias, ops.product, torch.float32, WeightBytes())
+    linear.pack()
+    return linear
+
+
+def _same(weight: Weight) -> Weight:
+    return weight
 
 
 def _on(weight: Any, device: torch.device) -> Any:
