@@ -83,7 +83,6 @@ def test_four_bits_that_were_calibrated_cost_little(plain: tuple[Path, float], t
     )
     found = perplexity(tmp_path / "quantized")
     assert found == pytest.approx(perplexity(tmp_path / "meant"), rel=1e-3)
-    print(found, plain[1], found / plain[1])
     assert found == pytest.approx(plain[1], rel=0.08)
     help_text = " ".join(" ".join(topic.split()) for topic in topics.values())[-HELP:]
     assert perplexity(tmp_path / "quantized", help_text) == pytest.approx(perplexity(folder, help_text), rel=0.08)

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from rhizome.models import DEFAULT_MODEL
 from rhizome.models.resolve import resolve_model
@@ -29,8 +30,6 @@ def written_text() -> Tensor:
 @torch.inference_mode()
 def write_text(plain: Path) -> Tensor:
     """[PIECES, LENGTH] int64 tokens by the checkpoint `plain`, at temperature 1."""
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
     torch.manual_seed(0)
     tokens, cache = [torch.full((PIECES, 1), BEGIN)], None
