@@ -7,12 +7,12 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 
 from rhizome.models import DEFAULT_MODEL
 from rhizome.models.resolve import resolve_model
 from shared.messages.step import RowInit
+from tests.integration.written_text import written_text
 from tests.plain_model import plain_model
 from tests.unit.worker.driver import Driver, Extend, make_engine
 from tests.unit.worker.quantization.calibrated import calibrated
@@ -30,8 +30,10 @@ TEXT = (
     "the fields rich stays behind the wall. Engineers now try to build dams that let fish and mud pass."
 )
 
-BOOK_SHARE, UNSEEN = 300_000, 4_000
-"""Characters of Python's own help, from its beginning and from its end."""
+PIECES = 24
+"""Of the written text, to calibrate with; settings were chosen on others."""
+HELP = 4_000
+"""Characters of the end of Python's own help."""
 
 
 def tokens_of(path: Path, text: str) -> list[int]:
@@ -74,15 +76,13 @@ def test_four_bits_cost_what_their_rounding_costs(plain: tuple[Path, float], tmp
 
 
 def test_four_bits_that_were_calibrated_cost_little(plain: tuple[Path, float], tmp_path: Path) -> None:
-    """A GPTQ checkpoint with `desc_act`, calibrated with one part of a book and asked about another."""
+    """A GPTQ checkpoint, calibrated with what the model wrote itself and asked about two texts of unlike kinds."""
     folder = plain[0]
-    book = " ".join(" ".join(topic.split()) for topic in topics.values())
-    ids = tokens_of(folder, book[:BOOK_SHARE])
-    pieces, length = 24, 256
-    apart = len(ids) // pieces
-    sample = torch.tensor([ids[piece * apart : piece * apart + length] for piece in range(pieces)])
-    rounded_checkpoint(folder, calibrated(folder, sample, 32), tmp_path / "quantized", tmp_path / "meant")
-    text = book[-UNSEEN:]
-    found = perplexity(tmp_path / "quantized", text)
-    assert found == pytest.approx(perplexity(tmp_path / "meant", text), rel=1e-3)
-    assert found == pytest.approx(perplexity(folder, text), rel=0.08)
+    rounded_checkpoint(
+        folder, calibrated(folder, written_text()[:PIECES], 32), tmp_path / "quantized", tmp_path / "meant"
+    )
+    found = perplexity(tmp_path / "quantized")
+    assert found == pytest.approx(perplexity(tmp_path / "meant"), rel=1e-3)
+    assert found == pytest.approx(plain[1], rel=0.08)
+    help_text = " ".join(" ".join(topic.split()) for topic in topics.values())[-HELP:]
+    assert perplexity(tmp_path / "quantized", help_text) == pytest.approx(perplexity(folder, help_text), rel=0.08)
