@@ -15,49 +15,22 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
-from services.worker.kernels.int_codes import WORD_BF16, WORD_FP16, WORD_REGISTERS
+from services.worker.kernels.hopper_operand import (
+    UNIT,
+    left_operand,
+    pairs_layout,
+    scales_of,
+    units_of,
+    weights_of,
+    words_layout,
+)
 from services.worker.kernels.int_config import IntConfig
 from services.worker.kernels.int_tiles import IntTiles
 from services.worker.kernels.overlap import overlap
 
-UNIT = gl.constexpr(16)
-"""Inputs of one instruction of the matrix unit."""
-_BF16, _FP16, _REGISTERS = (gl.constexpr(t.value) for t in (WORD_BF16, WORD_FP16, WORD_REGISTERS))
 # Renamed between Triton 3.6 and 3.9.
 _copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 _barrier = getattr(gl, "barrier", None) or gl.thread_barrier
-
-
-@gluon.constexpr_function
-def _codes_layout(
-    rows: int, warps: int, registers: list[list[int]], lanes: list[list[int]], width: int
-) -> gl.DistributedLinearLayout:
-    """Whose codes become a thread's part of the left operand. It has rows r and r + 8 of each sixteen there, which are
-    to be the two features of one row of codes; four threads share it.
-
-    Args:
-        registers: bases of a thread's places in a row.
-        lanes: those of the four threads.
-        width: places in a row.
-    """
-    blocks = [[8 << at, 0] for at in range((rows // 8).bit_length() - 1)]
-    split = warps.bit_length() - 1
-    return gl.DistributedLinearLayout(
-        [*registers, *blocks[split:]], [*lanes, [1, 0], [2, 0], [4, 0]], blocks[:split], [], [rows, width]
-    )
-
-
-@gluon.constexpr_function
-def _pairs_layout(rows: int, warps: int, width: int) -> gl.DistributedLinearLayout:
-    """Of int16, two neighbouring inputs each."""
-    registers = [[0, 4 << at] for at in range((width // 4).bit_length() - 1)]
-    return _codes_layout(rows, warps, registers, [[0, 1], [0, 2]], width)
-
-
-@gluon.constexpr_function
-def _words_layout(rows: int, warps: int) -> gl.DistributedLinearLayout:
-    """Of int32 [P, 4], a unit: word c has inputs 2c, 2c + 1, 2c + 8 and 2c + 9."""
-    return _codes_layout(rows, warps, [], [[0, 1], [0, 2]], 4)
 
 
 @gluon.jit
@@ -88,71 +61,6 @@ def _words(
         at = words_at + gl.minimum(start // GROUP + n, DEPTH // GROUP - 1) * (2 * ROWS)
         words = words + (gl.load(at), gl.load(at + ROWS))  # noqa: RUF005 - Triton knows no other way
     return words
-
-
-@gluon.jit
-def _twice(half: gl.tensor, DTYPE: gl.constexpr) -> gl.tensor:
-    """A float16 as DTYPE, in both halves of a word."""
-    text: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $1, $1;" if gl.bfloat16 == DTYPE else "cvt.rn.f16x2.f32 $0, $1, $1;"
-    wide = half.to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32)
-    return gl.inline_asm_elementwise(text, "=r,r", [wide], gl.int32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _scales(words: gl.tuple, COUNT: gl.constexpr, DTYPE: gl.constexpr) -> gl.tuple:
-    """Scale and offset [P, 1] of even and of odd features, for each group."""
-    scales: gl.tuple = ()
-    for n in gl.static_range(2 * COUNT):
-        scale, offset = _twice(words[n] & 0xFFFF, DTYPE), _twice(words[n] >> 16, DTYPE)
-        scales = scales + (scale.expand_dims(1), offset.expand_dims(1))  # noqa: RUF005
-    return scales
-
-
-@gluon.jit
-def _pieces(words: gl.tensor, ROWS: gl.constexpr, COUNT: gl.constexpr, WORDS: gl.constexpr) -> gl.tuple:
-    """[P, 4, COUNT] as COUNT tensors [P, 4]."""
-    if COUNT == 1:
-        return (gl.convert_layout(words.reshape([ROWS, 4]), WORDS),)
-    else:
-        first, second = words.reshape([ROWS, 4, 2, COUNT // 2]).permute([0, 1, 3, 2]).split()
-        return _pieces(first, ROWS, COUNT // 2, WORDS) + _pieces(second, ROWS, COUNT // 2, WORDS)
-
-
-@gluon.jit
-def _units(
-    codes: gl.shared_memory_descriptor,
-    ROWS: gl.constexpr,
-    COUNT: gl.constexpr,
-    PAIRS: gl.constexpr,
-    WORDS: gl.constexpr,
-) -> gl.tuple:
-    """Codes [P, 8 COUNT] of int16 as COUNT units of words [P, 4], in registers."""
-    pairs = codes.load(PAIRS).to(gl.int32).reshape([ROWS, COUNT, 2, 4])
-    near, far = pairs.permute([0, 1, 3, 2]).split()
-    return _pieces(((near & 0xFFFF) | (far << 16)).permute([0, 2, 1]), ROWS, COUNT, WORDS)
-
-
-@gluon.jit
-def _weights(unit: gl.tensor, scales: gl.tuple, group: gl.constexpr, DTYPE: gl.constexpr) -> gl.tuple:
-    """A unit's weights, two to a word [P, 4]: of even features inputs 2c and 2c + 1, 2c + 8 and 2c + 9; of odd ones."""
-    text: gl.constexpr = _BF16 if gl.bfloat16 == DTYPE else _FP16
-    first: gl.constexpr = 4 * group
-    return gl.inline_asm_elementwise(
-        text, _REGISTERS, [unit, scales[first], scales[first + 1], scales[first + 2], scales[first + 3]],
-        (gl.int32, gl.int32, gl.int32, gl.int32), is_pure=True, pack=1,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _left(weights: gl.tuple, ROWS: gl.constexpr, DTYPE: gl.constexpr, MMA: gl.constexpr) -> gl.tensor:
-    """A unit's weights as an operand [2 P, 16]: of each sixteen rows eight are even features and eight the odd ones
-    after them. No instruction comes of it: it only says what is where."""
-    words = gl.join(gl.join(weights[0], weights[1]), gl.join(weights[2], weights[3]))
-    low = (words & 0xFFFF).to(gl.int16).to(DTYPE, bitcast=True)
-    high = (words >> 16).to(gl.int16).to(DTYPE, bitcast=True)
-    places = gl.join(low, high).reshape([ROWS // 8, 8, 4, 2, 2, 2])  # row, c, 2c or 2c + 8, feature, and + 1
-    places = places.permute([0, 4, 1, 3, 2, 5]).reshape([2 * ROWS, UNIT])
-    return gl.convert_layout(places, gl.DotOperandLayout(0, MMA, 2))
 
 
 @gluon.jit
@@ -205,8 +113,8 @@ def _hopper_product_kernel(
     STEPS: gl.constexpr = DEPTH // BLOCK_K
     SHARE: gl.constexpr = (STEPS + SPLITS - 1) // SPLITS
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, BLOCK_M, UNIT])
-    PAIRS: gl.constexpr = _pairs_layout(BLOCK_P, num_warps, BLOCK_K // 2)
-    WORDS: gl.constexpr = _words_layout(BLOCK_P, num_warps)
+    PAIRS: gl.constexpr = pairs_layout(BLOCK_P, num_warps, BLOCK_K // 2)
+    WORDS: gl.constexpr = words_layout(BLOCK_P, num_warps)
     LINE: gl.constexpr = BLOCK_K // 8  # copies of 16 bytes in a row of inputs; in one of codes there are half as many
     X: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LINE, LINE], [num_warps, 1], [1, 0])
     CODES: gl.constexpr = gl.BlockedLayout([1, 8], [64 // LINE, LINE // 2], [num_warps, 1], [1, 0])
@@ -231,9 +139,9 @@ def _hopper_product_kernel(
         _ask(x_at, codes_at, inputs.index(stage), tiles.index(stage), first + stage, last, BLOCK_K)
     acc = gl.zeros([2 * BLOCK_P, BLOCK_M], gl.float32, MMA)
     async_copy.wait_group(STAGES - 2)
-    scales = _scales(words, GROUPS, DTYPE)
-    units = _units(tiles.index(0), BLOCK_P, UNITS, PAIRS, WORDS)
-    weights = _weights(units[0], scales, 0, DTYPE)
+    scales = scales_of(words, GROUPS, DTYPE)
+    units = units_of(tiles.index(0), BLOCK_P, UNITS, PAIRS, WORDS)
+    weights = weights_of(units[0], scales, 0, DTYPE)
     multiplied = weights
     slot = 0
     for step in range(first, last):
@@ -241,21 +149,21 @@ def _hopper_product_kernel(
         right = inputs.index(slot).permute([1, 0])
         for unit in gl.static_range(UNITS):
             part = right.slice(unit * UNIT, UNIT, 0)
-            acc = warpgroup_mma(_left(weights, BLOCK_P, DTYPE, MMA), part, acc, is_async=True)
+            acc = warpgroup_mma(left_operand(weights, BLOCK_P, DTYPE, MMA), part, acc, is_async=True)
             # The unit before is done, so that its registers may be written.
             done = warpgroup_mma_wait(1, deps=[acc, multiplied[0], multiplied[1], multiplied[2], multiplied[3]])
             acc = done[0]
             multiplied = weights
             if unit + 1 < UNITS:
-                weights = _weights(units[unit + 1], scales, (unit + 1) * UNIT // GROUP, DTYPE)
+                weights = weights_of(units[unit + 1], scales, (unit + 1) * UNIT // GROUP, DTYPE)
         async_copy.wait_group(STAGES - 3)
         # Every warp that has come here is done with the step before, whose place is asked for next.
         slot = gl.where(slot == STAGES - 1, 0, slot + 1)
         free = gl.where(slot >= 2, slot - 2, slot + STAGES - 2)
         _ask(x_at, codes_at, inputs.index(free), tiles.index(free), step + STAGES - 1, last, BLOCK_K)
-        scales = _scales(words, GROUPS, DTYPE)
-        units = _units(tiles.index(slot), BLOCK_P, UNITS, PAIRS, WORDS)
-        weights = _weights(units[0], scales, 0, DTYPE)
+        scales = scales_of(words, GROUPS, DTYPE)
+        units = units_of(tiles.index(slot), BLOCK_P, UNITS, PAIRS, WORDS)
+        weights = weights_of(units[0], scales, 0, DTYPE)
     done = warpgroup_mma_wait(0, deps=[acc, multiplied[0], multiplied[1], multiplied[2], multiplied[3]])
     async_copy.wait_group(0)
     let_the_next_begin(OVERLAP)
