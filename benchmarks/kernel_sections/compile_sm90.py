@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -68,12 +69,18 @@ class HopperDriver:
         return 0
 
 
+def all_cases() -> dict[str, Callable[[], None]]:
+    """Launches by name. Imported here: kernels' modules must not be before Triton is told not to interpret."""
+    from benchmarks.kernel_sections import launch_cases, quantized_cases
+
+    return launch_cases.CASES | quantized_cases.CASES
+
+
 def compile_cases(names: list[str], sass: bool, early: bool) -> list[Usage]:
     """Compile the named launch cases in this process."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from benchmarks.kernel_sections import launch_cases
     from services.worker.kernels.overlap import launch_early
 
     if early:
@@ -88,10 +95,10 @@ def compile_cases(names: list[str], sass: bool, early: bool) -> list[Usage]:
 
     driver.set_active(HopperDriver())
     JITFunction.run = compile_instead
-    found = []
+    found, cases = [], all_cases()
     for name in names:
         compiled.clear()
-        launch_cases.CASES[name]()
+        cases[name]()
         found += [usage(name, kernel_name, kernel, sass) for kernel_name, kernel in compiled]
     return found
 
@@ -132,12 +139,9 @@ def main() -> None:
     parser.add_argument("--early", action="store_true", help="as for models with packed weights (overlap.py)")
     parser.add_argument("--json", type=Path, help="also write the table here")
     options = parser.parse_args()
-    from benchmarks.kernel_sections import launch_cases
 
     names = [
-        name
-        for name in launch_cases.CASES
-        if options.match in name and (options.skip is None or options.skip not in name)
+        name for name in all_cases() if options.match in name and (options.skip is None or options.skip not in name)
     ]
     jobs = max(1, min(options.jobs, len(names)))
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:

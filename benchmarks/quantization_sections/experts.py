@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernel_sections.launch_cases import MOE_SHAPES, PACKED_CANDIDATES, packed_label
+from benchmarks.kernel_sections.launch_cases import MOE_SHAPES
+from benchmarks.kernel_sections.quantized_cases import PACKED_CANDIDATES, packed_label
 from benchmarks.kernel_sections.timing import Ceilings, graph_us, sets_needed
 from benchmarks.quantization_sections.products import int4_codes
 from benchmarks.report import Report

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.kernel_sections.launch_cases import FP8_CANDIDATES, INT_CANDIDATES, LLAMA_8B_PRODUCTS, tile_label
+from benchmarks.kernel_sections.quantized_cases import FP8_CANDIDATES, INT_CANDIDATES, LLAMA_8B_PRODUCTS, tile_label
 from benchmarks.kernel_sections.timing import Ceilings, graph_us, sets_needed
 from benchmarks.report import Report
 from services.worker.kernels.arrivals import arrival_counters

@@ -31,29 +31,23 @@ mov.b32 base, ZERO;
 and.b32 low, $4, 0x0F0F0F0F;
 shr.b32 high, $4, 4;
 and.b32 high, high, 0x0F0F0F0F;
-prmt.b32 code, low, BASE, 0x4140;
-sub.rn.KIND code, code, base;
-fma.rn.KIND $0, code, SCALE_0, OFFSET_0;
-prmt.b32 code, low, BASE, 0x4342;
-sub.rn.KIND code, code, base;
-fma.rn.KIND $1, code, SCALE_1, OFFSET_1;
-prmt.b32 code, high, BASE, 0x4140;
-sub.rn.KIND code, code, base;
-fma.rn.KIND $2, code, SCALE_2, OFFSET_2;
-prmt.b32 code, high, BASE, 0x4342;
-sub.rn.KIND code, code, base;
-fma.rn.KIND $3, code, SCALE_3, OFFSET_3;
+PAIRS
 }
 """
 """Of four bytes: low halves, two and two, and high halves, each pair times a pair of scales plus one of offsets."""
+_SCALED_PAIR = """prmt.b32 code, {half}, BASE, {bytes};
+sub.rn.KIND code, code, base;
+fma.rn.KIND ${out}, code, ${scale}, ${offset};"""
+_PAIRS = ("low", "0x4140"), ("low", "0x4342"), ("high", "0x4140"), ("high", "0x4342")
 
 
 def _with_registers(scales: tuple[int, ...], offsets: tuple[int, ...]) -> tuple[str, str]:
     """The text, and what its registers are for the compiler, that has pairs of scales and offsets at these places."""
-    text = _SCALED
-    for pair, (scale, offset) in enumerate(zip(scales, offsets, strict=True)):
-        text = text.replace(f"SCALE_{pair}", f"${scale}").replace(f"OFFSET_{pair}", f"${offset}")
-    return text, ",".join(4 * ["=&r"] + (max(offsets) - 3) * ["r"])
+    pairs = [
+        _SCALED_PAIR.format(half=half, bytes=which, out=out, scale=scale, offset=offset)
+        for out, ((half, which), scale, offset) in enumerate(zip(_PAIRS, scales, offsets, strict=True))
+    ]
+    return _SCALED.replace("PAIRS", "\n".join(pairs)), ",".join(4 * ["=&r"] + (max(offsets) - 3) * ["r"])
 
 
 def _for_dtype(text: str, kind: str, base: str, one: str) -> tl.constexpr:

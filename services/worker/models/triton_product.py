@@ -104,9 +104,7 @@ def fits_scaled_product(weight: Fp8Weight, dtype: torch.dtype) -> bool:
 
 
 def _tiles(weight: IntWeight | Fp8Weight, gated: bool = False) -> IntTiles:
-    if isinstance(weight, Fp8Weight):
-        return make_tiles(8, weight.codes, weight.scales, None)
-    if weight.bits == 8:
+    if isinstance(weight, Fp8Weight) or weight.bits == 8:
         return make_tiles(8, weight.codes, weight.scales, None)
     codes, scales, offsets = weight.codes, weight.scales, weight.offsets
     assert offsets is not None
